@@ -1,0 +1,56 @@
+"""A timm model without its classifier, for one image size."""
+
+import difflib
+import inspect
+from typing import Any
+
+import timm
+from torch import nn
+
+from heatssl.errors import UserError
+
+
+def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """Create a timm model that ends in features.
+
+    Args:
+        name: any name of ``timm.list_models()``, or ``hf-hub:user/name``.
+        image_size: pixels of the square input; sizes position embeddings where the model has them.
+        pretrained: load timm's weights (needs network or timm's cache).
+        **arguments: passed on to ``timm.create_model``, for example ``patch_size=8, depth=6``.
+
+    Raises:
+        UserError: on an unknown name (the nearest one is named), on arguments that the model does not take,
+            and on an image smaller than one patch.
+    """
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
+        hint = f": did you mean {nearest[0]!r}?" if nearest else ""
+        raise UserError(f"unknown backbone {name!r}{hint} (timm.list_models() lists all)")
+    patch = arguments.get("patch_size")
+    if isinstance(patch, int) and image_size < patch:
+        raise UserError(f"data.image_size={image_size} is smaller than one patch of {patch} pixels: raise it or lower backbone_arguments.patch_size")
+    try:
+        try:
+            backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size, **arguments)
+        except TypeError as error:
+            # Convolutional models take any size and have no such argument.
+            if "img_size" not in str(error):
+                raise
+            backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
+        raise UserError(f"{name} cannot be created for {image_size} pixels with {given}: {_first_line(error)}") from error
+    _check_patch(name, backbone, image_size)
+    return backbone
+
+
+def _check_patch(name: str, backbone: nn.Module, image_size: int) -> None:
+    patch_embed = getattr(backbone, "patch_embed", None)
+    patch = max(getattr(patch_embed, "patch_size", None) or (1,))
+    if image_size < patch:
+        raise UserError(f"data.image_size={image_size} is smaller than one {patch}-pixel patch of {name}: raise it or set backbone_arguments.patch_size")
+
+
+def _first_line(error: BaseException) -> str:
+    return inspect.cleandoc(str(error)).split("\n", 1)[0] or type(error).__name__

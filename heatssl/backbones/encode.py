@@ -1,0 +1,180 @@
+"""Run a timm model on whole images, or on the visible patches alone with their true positions.
+
+timm's vision transformers see the whole grid; here the patch embedding, the position table and the blocks
+are driven for a chosen set of patches, so that hidden patches cost nothing at all. timm's own parts do the
+work: this file only decides which rows of them are used.
+"""
+
+import inspect
+
+import torch
+from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from heatssl.errors import UserError
+
+
+def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
+    """The final feature map of a whole image, prefix tokens left out.
+
+    Args:
+        backbone: any timm model with ``forward_features``.
+        images: normalised images (B, 3, H, W).
+
+    Returns:
+        field (B, C, rows, columns).
+    """
+    return _as_field(backbone, backbone.forward_features(images), images)
+
+
+def pooled_features(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Mean of :func:`feature_map` over positions: images (B, 3, H, W) -> (B, C)."""
+    return feature_map(backbone, images).mean(dim=(2, 3))
+
+
+def encode_block(
+    backbone: nn.Module, images: Tensor, rows: Tensor, columns: Tensor, height: int, width: int
+) -> Tensor:
+    """Encode one rectangle of patches of each image; nothing outside it is looked at or paid for.
+
+    Token models keep the true positions of the patches. Convolutional models see the rectangle as a small
+    image of its own.
+
+    Args:
+        backbone: a timm model.
+        images: normalised images (B, 3, S, S), S a multiple of the feature stride.
+        rows, columns: (B,) long: grid position of each rectangle's top-left patch.
+        height, width: size of the rectangle, in patches.
+
+    Returns:
+        field (B, C, height, width).
+
+    Raises:
+        UserError: when a convolutional model's map of the rectangle has another size than asked for.
+    """
+    if is_token_model(backbone):
+        grid_columns = images.shape[3] // backbone.patch_embed.patch_size[1]
+        row_index = rows[:, None, None] + torch.arange(height, device=images.device)[:, None]
+        column_index = columns[:, None, None] + torch.arange(width, device=images.device)
+        visible = (row_index * grid_columns + column_index).flatten(1)
+        tokens = encode_visible(backbone, images, visible)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+    stride = _conv_stride(backbone, images)
+    corners = zip(images, (rows * stride).tolist(), (columns * stride).tolist(), strict=True)
+    crops = [image[:, top : top + height * stride, left : left + width * stride] for image, top, left in corners]
+    field = feature_map(backbone, torch.stack(crops))
+    if field.shape[2:] != (height, width):
+        raise UserError(
+            f"{type(backbone).__name__} turns a block of {height}x{width} positions into "
+            f"{field.shape[2]}x{field.shape[3]}: use an image size that is a larger multiple of its stride"
+        )
+    return field
+
+
+def encode_visible(backbone: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
+    """Encode a set of visible patches, each at its true position; the cost is that of these patches alone.
+
+    Args:
+        backbone: a timm ``VisionTransformer`` or ``Eva``, or a model whose ``forward_features`` takes ``visible``.
+        images: normalised images (B, 3, H, W).
+        visible: (B, n) long, row-major patch indices, any order.
+
+    Returns:
+        normalised tokens (B, n, C) in the order of ``visible``, prefix tokens left out.
+
+    Raises:
+        UserError: when the model is of another kind.
+    """
+    if _takes_visible(backbone):
+        return backbone.forward_features(images, visible=visible)
+    if not isinstance(backbone, VisionTransformer | Eva):
+        raise UserError(
+            f"{type(backbone).__name__} cannot encode single patches: "
+            "choose a vit_*, deit_* or eva* backbone, or an objective whose visible part is one block"
+        )
+    grid = tuple(side // patch for side, patch in zip(images.shape[2:], backbone.patch_embed.patch_size, strict=True))
+    tokens = _embed_patches(backbone, images, visible)
+    tokens = _add_positions(backbone, tokens, visible, grid)
+    if isinstance(backbone, Eva):
+        tokens = _eva_blocks(backbone, tokens, visible, grid)
+    else:
+        tokens = backbone.blocks(backbone.norm_pre(tokens))
+    return backbone.norm(tokens)[:, backbone.num_prefix_tokens :]
+
+
+def is_token_model(backbone: nn.Module) -> bool:
+    """Whether :func:`encode_visible` can run this model."""
+    return _takes_visible(backbone) or isinstance(backbone, VisionTransformer | Eva)
+
+
+def _takes_visible(backbone: nn.Module) -> bool:
+    return "visible" in inspect.signature(backbone.forward_features).parameters
+
+
+def _embed_patches(backbone: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
+    """timm's patch embedding of the chosen patches only: (B, 3, H, W), (B, n) -> (B, n, C)."""
+    patch_embed = backbone.patch_embed
+    projection = getattr(patch_embed, "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.kernel_size != projection.stride:
+        raise UserError(f"the patch embedding of {type(backbone).__name__} overlaps its patches: choose one with plain patches")
+    height, width = projection.stride
+    batch, colours = images.shape[:2]
+    # B 3 (rows p) (columns q) -> B rows columns 3 p q is a view; the gather then copies visible patches only.
+    patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5)
+    row, column = visible // patches.shape[2], visible % patches.shape[2]
+    chosen = patches[torch.arange(batch, device=images.device)[:, None], row, column]
+    tokens = nn.functional.linear(
+        chosen.reshape(batch, visible.shape[1], colours * height * width), projection.weight.flatten(1), projection.bias
+    )
+    return patch_embed.norm(tokens)
+
+
+def _add_positions(backbone: nn.Module, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Prepend class and register tokens and add each token's row of the position table (B, n, C) -> (B, k + n, C)."""
+    batch = tokens.shape[0]
+    prefix = [
+        token.expand(batch, -1, -1)
+        for token in (getattr(backbone, "cls_token", None), getattr(backbone, "reg_token", None))
+        if token is not None
+    ]
+    table = backbone.pos_embed
+    if table is not None:
+        in_table = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
+        if tuple(grid) != tuple(backbone.patch_embed.grid_size):
+            table = resample_abs_pos_embed(
+                table, new_size=list(grid), old_size=list(backbone.patch_embed.grid_size), num_prefix_tokens=in_table
+            )
+        tokens = tokens + table[0, in_table:][visible]
+        if in_table:
+            prefix = [torch.cat(prefix, dim=1) + table[:, :in_table]]
+    return backbone.pos_drop(torch.cat([*prefix, tokens], dim=1))
+
+
+def _eva_blocks(backbone: Eva, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Eva's blocks, with the rotary embedding of the visible positions (B, k + n, C) -> same."""
+    tokens = backbone.norm_pre(tokens)
+    rope = None if backbone.rope is None else backbone.rope.get_embed(shape=list(grid))
+    if rope is not None:
+        rope = apply_keep_indices_nlc(tokens, rope, visible)
+        # As in timm: a head axis of size one for axial embeddings, depth first for mixed ones.
+        rope = rope.transpose(0, 1) if getattr(backbone, "rope_mixed", False) else rope.unsqueeze(1)
+    for depth, block in enumerate(backbone.blocks):
+        tokens = block(tokens, rope=rope[depth] if rope is not None and getattr(backbone, "rope_mixed", False) else rope)
+    return tokens
+
+
+def _conv_stride(backbone: nn.Module, images: Tensor) -> int:
+    """Pixels per position of the final map, from timm's own feature description."""
+    return int(backbone.feature_info[-1]["reduction"])
+
+
+def _as_field(backbone: nn.Module, features: Tensor, images: Tensor) -> Tensor:
+    """Tokens (B, k + n, C) or maps (B, C, h, w) or (B, h, w, C) -> field (B, C, h, w)."""
+    if features.ndim == 3:
+        tokens = features[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
+        patch = backbone.patch_embed.patch_size
+        return tokens.transpose(1, 2).unflatten(2, (images.shape[2] // patch[0], images.shape[3] // patch[1]))
+    channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+    return features.permute(0, 3, 1, 2) if channels_last else features

@@ -1,0 +1,131 @@
+"""Typed schemas of every command's settings: plain dataclasses, importable without torch or Hydra.
+
+Fields stand in three groups, by consequence: what changes the result, what changes only the speed,
+and bookkeeping. The YAML files under ``configs/`` give values to these fields and may name no other.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class DataConfig:
+    """Where images come from and how they become a batch.
+
+    ``name``: ``shapes`` (generated, needs no root), ``folder`` (``root/train/<class>/*.jpg`` and
+    ``root/val/<class>/*.jpg``) or ``tar`` (one plain tar file of that layout, read in place).
+    """
+
+    # changes the result
+    name: str = "shapes"
+    root: str | None = None
+    image_size: int = 64  # pixels, square
+    crop_scale: list[float] = field(default_factory=lambda: [0.35, 1.0])  # area fractions of random-resized-crop
+    flip: bool = True
+    colour_jitter: float = 0.0  # strength of brightness, contrast and saturation jitter; hue moves by a quarter of it
+    grey: float = 0.0  # probability of turning an image grey
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    train_size: int | None = None  # shapes: images to generate; others: a deterministic class-balanced subset
+    val_size: int | None = None
+    expected_classes: int | None = None  # checked before the first step, in train and in val
+    bad_fraction: float = 0.01  # stop when more than this share of the files cannot be read
+    # changes only the speed
+    workers: int = 2
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, counted in steps."""
+
+    # changes the result
+    name: str = "adamw"  # any name of timm.optim
+    learning_rate: float = 1.0e-3  # peak, for the batch size in use: never rescaled behind your back
+    final_learning_rate: float = 1.0e-5
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    warmup_steps: int = 100
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how precise, on what."""
+
+    # changes the result
+    steps: int = 1000
+    batch_size: int = 128  # images per step and device
+    precision: str = "32"  # "32" or "bf16"
+    gradient_clip: float = 1.0  # largest gradient norm; 0 turns clipping off
+    # changes only the speed
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    compile: bool = False
+    # bookkeeping
+    log_every: int = 20  # steps between two lines of metrics.jsonl
+    checkpoint_every: int = 200  # steps between two checkpoints
+    knn_every: int = 500  # steps between two online kNN evaluations; 0 turns them off
+    knn_train_size: int = 2000  # images of train in the bank of the online kNN
+    knn_val_size: int = 500  # images held out of train that are classified by the online kNN: val stays untouched
+    tensorboard: bool = False
+
+
+@dataclass
+class PretrainConfig:
+    """``heatssl pretrain``."""
+
+    # changes the result
+    backbone: str = "vit_tiny_patch16_224"  # any timm name
+    backbone_arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "qb_heat"})
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+    # bookkeeping
+    output: str = "runs/pretrain"
+    resume: str = "auto"  # auto: go on where output stopped; never: refuse an output that holds a run
+
+
+@dataclass
+class EvaluationConfig:
+    """What ``heatssl knn``, ``probe`` and ``attribute`` share: the weights and the images."""
+
+    run: str = "runs/pretrain"  # run folder, RUN/best, or timm:NAME
+    data: DataConfig | None = None  # null: the data the run was trained on
+    seed: int = 0
+    batch_size: int = 256
+    workers: int = 2
+    accelerator: str = "auto"
+    output: str | None = None  # null: the run folder
+
+
+@dataclass
+class KnnConfig(EvaluationConfig):
+    """``heatssl knn``."""
+
+    k: int = 20
+    temperature: float | None = 0.07  # null: plain majority vote
+    random_init: bool = True  # the same protocol on the same architecture with random weights, beside it
+
+
+@dataclass
+class ProbeConfig(EvaluationConfig):
+    """``heatssl probe``: logistic regression on frozen, cached, mean-pooled features."""
+
+    epochs: int = 100
+    learning_rates: list[float] = field(default_factory=list)  # empty: the default grid
+    held_out: float = 0.1  # share of train that selects the learning rate
+    random_init: bool = True
+
+
+@dataclass
+class AttributeConfig(EvaluationConfig):
+    """``heatssl attribute``: heatmaps as PNG overlays."""
+
+    methods: list[str] = field(default_factory=lambda: ["gradcam", "integrated_gradients"])
+    target: str = "self"  # self, probe (the label's logit), a class name, or the path of a second image
+    images: list[str] = field(default_factory=list)  # image files; empty: the first `count` of val, spread over classes
+    count: int = 8
+    steps: int = 32  # integrated gradients: points on the path
+    size: int = 256  # pixels of the written overlays

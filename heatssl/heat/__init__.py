@@ -1,0 +1,12 @@
+"""Laws: partial differential equations as priors on a feature field z of shape (B, C, H, W).
+
+Derivatives z_x and z_y run along width and height, in units of one patch. Every law has
+``residual(z) -> (B, H, W)``, how far z is from obeying it at each position; a first-order law also has
+``propagate(z, dx, dy)``, the field moved by an offset. A constant or low-rank field obeys every law, so
+a residual alone is no sign of good features: objectives log the rank beside it.
+"""
+
+from heatssl.heat.first_order import FirstOrder, commutator, spectral_radius
+from heatssl.heat.laplace import Laplace, laplacian, laplacian_stencil
+
+__all__ = ["FirstOrder", "Laplace", "commutator", "laplacian", "laplacian_stencil", "spectral_radius"]

@@ -1,0 +1,186 @@
+"""The first-order law of QB-Heat: z_x = A z, z_y = B z.
+
+Any solution also obeys z_xx + S z_yy = 0 with S = -A^2 B^-2, the steady state of a heat equation whose
+channels are coupled (arXiv 2211.13228, eq. of the "linear correlated" Laplacian). With forward differences
+of one patch, a step is z(x+1, y) = (I + A) z(x, y), and n steps are a matrix power. A move in the two
+directions is independent of the path exactly when A and B commute.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def commutator(a: Tensor, b: Tensor) -> Tensor:
+    """||AB - BA|| / (||A|| ||B||) in Frobenius norms: 0 when moves are independent of their path, at most sqrt(2).
+
+    Args:
+        a, b: matrices (C, C). The ratio of two zero matrices is 0.
+    """
+    scale = torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
+    return torch.linalg.matrix_norm(a @ b - b @ a) / scale.clamp_min(torch.finfo(a.dtype).tiny)
+
+
+def spectral_radius(step: Tensor) -> Tensor:
+    """Largest |eigenvalue| of a step matrix I + A (C, C): above 1, some field grows at each step."""
+    return torch.linalg.eigvals(step).abs().max()
+
+
+def apply_matrix(matrix: Tensor, z: Tensor) -> Tensor:
+    """Mix channels at each position: (D, C) x (B, C, H, W) -> (B, D, H, W)."""
+    return F.conv2d(z, matrix.to(z.dtype)[:, :, None, None])
+
+
+class FirstOrder(nn.Module):
+    """The law z_x = A z, z_y = B z on fields of C channels.
+
+    Two parametrisations:
+
+    * ``commuting=False``: A and B are free C x C matrices, as QB-Heat states it. Moves are whole patches;
+      a move goes along x first, then along y, and a negative one applies the inverse step. Nothing keeps
+      AB = BA or the step stable: watch :func:`commutator` and :func:`spectral_radius`.
+    * ``commuting=True`` (ours): the steps share an orthogonal basis Q, in which channels k and k + C/2 form
+      one complex number and a step multiplies it by exp(g_k), g = decay + i rotation:
+      I + A = Q exp(diag(g_x)) Q^T, I + B = Q exp(diag(g_y)) Q^T. So A and B commute, eigenvalues lie
+      within exp(+-max_decay), and a move by any real offset is one elementwise product: O(C) per position.
+
+    Args:
+        channels: C; even when commuting.
+        commuting: which parametrisation.
+        max_decay: bound on |decay| per patch (commuting only). At the default of 0.1 a move over 7 patches
+            can at most double a channel, or halve it.
+        max_rotation: rotations start evenly spread over +- this angle, in radians per patch (commuting only).
+
+    Raises:
+        ValueError: when ``channels`` is odd and ``commuting`` is set, or not positive.
+    """
+
+    def __init__(
+        self, channels: int, commuting: bool = True, max_decay: float = 0.1, max_rotation: float = math.pi / 8
+    ) -> None:
+        super().__init__()
+        if channels < 1 or (commuting and channels % 2):
+            raise ValueError(f"a {'commuting ' if commuting else ''}first-order law needs "
+                             f"{'an even' if commuting else 'a positive'} number of channels, not {channels}")
+        self.channels = channels
+        self.commuting = commuting
+        self.max_decay = max_decay
+        if commuting:
+            # Q = Cayley(K - K^T): orthogonal for every K. Raw values pass through tanh to their bounds.
+            self.basis_skew = nn.Parameter(torch.randn(channels, channels) / channels)
+            self.raw_decay = nn.Parameter(0.01 * torch.randn(2, channels // 2))
+            start = max_rotation * (2 * torch.rand(2, channels // 2) - 1)
+            self.raw_rotation = nn.Parameter(torch.atanh(start / math.pi))
+        else:
+            self.matrix_a = nn.Parameter(0.02 * torch.randn(channels, channels) / math.sqrt(channels))
+            self.matrix_b = nn.Parameter(0.02 * torch.randn(channels, channels) / math.sqrt(channels))
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802 (the paper's symbol)
+        """A (C, C) of z(x+1, y) = (I + A) z(x, y)."""
+        return self._step_matrix(0) if self.commuting else self.matrix_a
+
+    @property
+    def B(self) -> Tensor:  # noqa: N802 (the paper's symbol)
+        """B (C, C) of z(x, y+1) = (I + B) z(x, y)."""
+        return self._step_matrix(1) if self.commuting else self.matrix_b
+
+    def basis(self) -> Tensor:
+        """The shared orthogonal basis Q (C, C) of the commuting form: (I - K)^-1 (I + K), K skew (Cayley)."""
+        skew = self.basis_skew - self.basis_skew.T
+        identity = torch.eye(self.channels, dtype=skew.dtype, device=skew.device)
+        return torch.linalg.solve(identity - skew, identity + skew)
+
+    def generators(self) -> tuple[Tensor, Tensor]:
+        """Logarithms of the steps' eigenvalues along x and y, commuting form.
+
+        Returns:
+            decay (2, C/2) within +-max_decay and rotation (2, C/2) within +-pi, both per patch; row 0 is x.
+        """
+        return self.max_decay * torch.tanh(self.raw_decay), math.pi * torch.tanh(self.raw_rotation)
+
+    def propagate(self, z: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
+        """The field moved by (dx, dy) patches: what the law says stands dx to the right of and dy below each position.
+
+        Args:
+            z: field (B, C, H, W).
+            dx, dy: offsets in patches, any sign; fractions only when commuting.
+
+        Returns:
+            (B, C, H, W); position p holds the value extrapolated to p + (dx, dy).
+
+        Raises:
+            ValueError: on a fractional offset without ``commuting``, or on the wrong number of channels.
+        """
+        self._check(z)
+        if dx == 0 and dy == 0:
+            return z
+        if self.commuting:
+            basis = self.basis()
+            return apply_matrix(basis, self._rotate(apply_matrix(basis.T, z), dx, dy))
+        if dx != int(dx) or dy != int(dy):
+            raise ValueError(f"full matrices move by whole patches, not by ({dx}, {dy}): use commuting=True")
+        identity = torch.eye(self.channels, dtype=self.matrix_a.dtype, device=z.device)
+        move_x = torch.linalg.matrix_power(identity + self.matrix_a, int(dx))
+        move_y = torch.linalg.matrix_power(identity + self.matrix_b, int(dy))
+        return apply_matrix(move_y @ move_x, z)
+
+    def residual(self, z: Tensor) -> Tensor:
+        """Squared error of predicting each position's right and lower neighbour by one step, mean over channels.
+
+        ||z(x+1, y) - (I+A) z(x, y)||^2 / C + ||z(x, y+1) - (I+B) z(x, y)||^2 / C. The last column and row have no
+        such neighbour: there the step that enters stands for the one that would leave.
+
+        Args:
+            z: field (B, C, H, W).
+
+        Returns:
+            (B, H, W), zero everywhere exactly when z obeys the discrete law.
+        """
+        self._check(z)
+        step_x = self.propagate(z[..., :-1], dx=1) if z.shape[3] > 1 else z[..., :0]
+        step_y = self.propagate(z[..., :-1, :], dy=1) if z.shape[2] > 1 else z[..., :0, :]
+        error_x = (z[..., 1:] - step_x).square().mean(dim=1)
+        error_y = (z[..., 1:, :] - step_y).square().mean(dim=1)
+        total = z.new_zeros(z.shape[0], *z.shape[2:])
+        if z.shape[3] > 1:
+            total = total + F.pad(error_x, (0, 1), mode="replicate")
+        if z.shape[2] > 1:
+            total = total + F.pad(error_y, (0, 0, 0, 1), mode="replicate")
+        return total
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Same as :meth:`residual`."""
+        return self.residual(z)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, commuting={self.commuting}"
+
+    def _check(self, z: Tensor) -> None:
+        if z.ndim != 4 or z.shape[1] != self.channels:
+            raise ValueError(f"this law expects a field (B, {self.channels}, H, W), not {tuple(z.shape)}")
+
+    def _rotate(self, zeta: Tensor, dx: float, dy: float) -> Tensor:
+        """Multiply the complex coordinates zeta (B, C, H, W) by exp(dx g_x + dy g_y): halves are real and imaginary."""
+        decay, rotation = self.generators()
+        modulus = torch.exp(dx * decay[0] + dy * decay[1])
+        angle = dx * rotation[0] + dy * rotation[1]
+        real_factor = (modulus * torch.cos(angle))[:, None, None].to(zeta.dtype)
+        imaginary_factor = (modulus * torch.sin(angle))[:, None, None].to(zeta.dtype)
+        real, imaginary = zeta.chunk(2, dim=1)
+        return torch.cat(
+            [
+                real_factor * real - imaginary_factor * imaginary,
+                imaginary_factor * real + real_factor * imaginary,
+            ],
+            dim=1,
+        )
+
+    def _step_matrix(self, axis: int) -> Tensor:
+        """A (axis 0) or B (axis 1) of the commuting form: one step of each basis vector, less the identity."""
+        identity = torch.eye(self.channels, dtype=self.raw_decay.dtype, device=self.raw_decay.device)
+        columns = identity[:, :, None, None]  # C fields of one position each: row k is basis vector e_k
+        moved = self.propagate(columns, dx=1 - axis, dy=axis)
+        return moved[:, :, 0, 0].T - identity

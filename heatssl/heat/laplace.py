@@ -1,0 +1,82 @@
+"""Laplace's equation z_xx + z_yy = 0: what a field at rest obeys when heat spreads alike in all directions.
+
+The steady state of the heat equation dz/dt = z_xx + z_yy, read as a prior on feature maps
+(QB-Heat, arXiv 2211.13228; its isotropic case).
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from heatssl.ops import Boundary, depthwise_stencil
+
+Stencil = Literal["5pt", "9pt"]
+
+# Weights for a unit spacing. Both are exact to second order, but the leading error of the 9-point stencil is
+# (h^2 / 12) times the Laplacian of the Laplacian: it vanishes on harmonic fields and prefers no direction.
+_STENCILS: dict[str, list[list[float]]] = {
+    "5pt": [[0, 1, 0], [1, -4, 1], [0, 1, 0]],
+    "9pt": [[1 / 6, 4 / 6, 1 / 6], [4 / 6, -20 / 6, 4 / 6], [1 / 6, 4 / 6, 1 / 6]],
+}
+
+
+def laplacian_stencil(stencil: Stencil) -> Tensor:
+    """Weights (3, 3), float64, of the discrete Laplacian at unit spacing.
+
+    Raises:
+        ValueError: on an unknown name.
+    """
+    if stencil not in _STENCILS:
+        raise ValueError(f"unknown stencil {stencil!r}: choose one of {', '.join(get_args(Stencil))}")
+    return torch.tensor(_STENCILS[stencil], dtype=torch.float64)
+
+
+def laplacian(
+    z: Tensor, stencil: Stencil = "5pt", boundary: Boundary = "interior", spacing: float = 1.0
+) -> Tensor:
+    """Discrete Laplacian z_xx + z_yy of each channel.
+
+    Args:
+        z: field (B, C, H, W).
+        stencil: ``5pt`` or the isotropic ``9pt``.
+        boundary: see :func:`heatssl.ops.depthwise_stencil`.
+        spacing: distance h between neighbouring positions, in the unit in which derivatives are wanted.
+
+    Returns:
+        (B, C, H-2, W-2) for ``interior``, else (B, C, H, W).
+    """
+    return depthwise_stencil(z, laplacian_stencil(stencil) / spacing**2, boundary)
+
+
+class Laplace(nn.Module):
+    """The law z_xx + z_yy = 0.
+
+    Args:
+        stencil: ``5pt`` or ``9pt``.
+        boundary: ``interior``, ``replicate`` or ``reflect``.
+        spacing: distance between neighbouring positions (1.0: derivatives per patch).
+
+    Raises:
+        ValueError: on an unknown stencil, or a spacing that is not positive.
+    """
+
+    def __init__(self, stencil: Stencil = "5pt", boundary: Boundary = "interior", spacing: float = 1.0) -> None:
+        super().__init__()
+        laplacian_stencil(stencil)
+        if spacing <= 0:
+            raise ValueError(f"spacing must be positive, not {spacing}")
+        self.stencil: Stencil = stencil
+        self.boundary: Boundary = boundary
+        self.spacing = spacing
+
+    def residual(self, z: Tensor) -> Tensor:
+        """Squared Laplacian, mean over channels: z (B, C, H, W) -> (B, H, W), interior (B, H-2, W-2)."""
+        return laplacian(z, self.stencil, self.boundary, self.spacing).square().mean(dim=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Same as :meth:`residual`."""
+        return self.residual(z)
+
+    def extra_repr(self) -> str:
+        return f"stencil={self.stencil}, boundary={self.boundary}, spacing={self.spacing}"

@@ -1,0 +1,59 @@
+"""Pretraining objectives, one file each, found by file name: nothing is registered by hand."""
+
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+from torch import nn
+
+from heatssl.errors import UserError
+from heatssl.objectives.objective import Objective, Outputs
+
+__all__ = ["Objective", "Outputs", "create", "names", "objective_class"]
+
+
+def names() -> list[str]:
+    """Names of all objectives: the modules of this package that define an :class:`Objective`."""
+    modules = [module.name for module in pkgutil.iter_modules(__path__)]
+    return sorted(name for name in modules if _defined_in(name) is not None)
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The class that ``heatssl/objectives/<name>.py`` defines.
+
+    Raises:
+        UserError: on an unknown name, with the nearest one.
+    """
+    known = names()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f": did you mean {nearest[0]!r}?" if nearest else f": choose one of {', '.join(known)}"
+        raise UserError(f"unknown objective {name!r}{hint}")
+    found = _defined_in(name)
+    assert found is not None
+    return found
+
+
+def create(settings: dict[str, Any], backbone: nn.Module, image_size: int) -> Objective:
+    """Build the objective that ``settings['name']`` names, with the other settings as its arguments.
+
+    Raises:
+        UserError: on an unknown name or setting, or settings that do not fit the backbone.
+    """
+    arguments = {key: value for key, value in settings.items() if key != "name"}
+    wanted = objective_class(settings["name"])
+    try:
+        return wanted(backbone, image_size, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"objective {settings['name']}: {error}") from error
+
+
+def _defined_in(name: str) -> type[Objective] | None:
+    module = importlib.import_module(f"{__name__}.{name}")
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
+    ]
+    return next((found for found in classes if found is not Objective), None)

@@ -1,0 +1,62 @@
+"""What every pretraining objective offers to the training loop: a loss, its health, and maps to look at."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Outputs(NamedTuple):
+    """One forward pass of an objective."""
+
+    loss: Tensor  # scalar, to be minimised
+    logs: dict[str, Tensor]  # detached scalars, cheap enough for every step
+    field: Tensor  # (B, C, h, w), detached: the feature field that the loss was made from
+
+
+class Objective(nn.Module):
+    """Base of the objectives; each lives in a file of its own under ``heatssl/objectives``, found by its name.
+
+    A subclass is constructed as ``Subclass(backbone, image_size, **settings)``; ``settings`` are the keys of
+    ``configs/objective/<name>.yaml``.
+    """
+
+    backbone: nn.Module
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Normalised images (B, 3, S, S) -> loss, logs and the field behind them."""
+        raise NotImplementedError
+
+    def health(self, outputs: Outputs) -> dict[str, float]:
+        """Figures that tell a collapsing or diverging run from a healthy one; costly, so only asked when logging.
+
+        A trivial field obeys every law: ``health/rankme`` near 1 or ``health/channel_std`` near 0 means collapse.
+        """
+        return {
+            "health/rankme": rankme(outputs.field.mean(dim=(2, 3))).item(),
+            "health/channel_std": channel_std(outputs.field).item(),
+        }
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """What there is to look at, for normalised images (B, 3, S, S).
+
+        ``visible`` (B, 3, S, S) with the hidden part zeroed, ``visible_mask`` (B, S, S) bool,
+        ``reconstruction`` (B, 3, S, S) normalised, ``law_residual`` (B, h, w).
+        """
+        raise NotImplementedError
+
+
+def rankme(features: Tensor) -> Tensor:
+    """Effective rank of a feature matrix (N, C): exp of the entropy of its singular values (RankMe, 2210.02885).
+
+    Returns:
+        scalar between 1 (all features on one line) and min(N, C).
+    """
+    singular_values = torch.linalg.svdvals(features.float())
+    shares = singular_values / singular_values.sum().clamp_min(1e-12) + 1e-7  # eq. 1 of RankMe
+    return torch.exp(-(shares * shares.log()).sum())
+
+
+def channel_std(field: Tensor) -> Tensor:
+    """Standard deviation of each channel over images and positions (B, C, h, w), mean over channels: scalar."""
+    return field.float().transpose(0, 1).flatten(1).std(dim=1).mean()

@@ -1,0 +1,28 @@
+"""Pixels as per-patch vectors, and back."""
+
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cut images into patches laid out as a field: (B, 3, h p, w p) -> (B, 3 p p, h, w), values (colour, row, column)."""
+    grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # B 3 h p w q
+    return grid.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
+def unpatchify(patches: Tensor, patch: int) -> Tensor:
+    """Inverse of :func:`patchify`: (B, 3 p p, h, w) -> (B, 3, h p, w p)."""
+    grid = patches.unflatten(1, (-1, patch, patch))  # B 3 p q h w
+    return grid.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+
+
+def patch_statistics(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch over its pixels and colours, as MAE's norm_pix_loss takes them.
+
+    Args:
+        patches: (B, 3 p p, h, w).
+
+    Returns:
+        mean and std, each (B, 1, h, w); std is at least sqrt(epsilon).
+    """
+    mean = patches.mean(dim=1, keepdim=True)
+    return mean, (patches.var(dim=1, keepdim=True) + epsilon).sqrt()

@@ -1,0 +1,38 @@
+"""A 3x3 stencil slid over every channel of a field, as one grouped convolution."""
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Boundary = Literal["interior", "replicate", "reflect"]
+
+
+def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior") -> Tensor:
+    """Apply one 3x3 stencil to each channel of a field.
+
+    All channels go through a single convolution with C groups, so z is read once and no shifted copy of
+    it is made.
+
+    Args:
+        z: field (B, C, H, W), floating point.
+        stencil: weights (3, 3) as they lie on the grid: row 0 weighs the neighbours above.
+        boundary: ``interior`` leaves out the outermost positions; ``replicate`` repeats them outwards
+            (no flux through an edge that lies half a patch outside); ``reflect`` mirrors the field at them
+            (no flux through the outermost positions themselves).
+
+    Returns:
+        (B, C, H-2, W-2) for ``interior``, else (B, C, H, W).
+
+    Raises:
+        ValueError: on an unknown boundary, or a field too small to have a neighbourhood.
+    """
+    if boundary not in get_args(Boundary):
+        raise ValueError(f"unknown boundary {boundary!r}: choose one of {', '.join(get_args(Boundary))}")
+    channels, height, width = z.shape[1:]
+    smallest = {"interior": 3, "replicate": 1, "reflect": 2}[boundary]
+    if min(height, width) < smallest:
+        raise ValueError(f"boundary {boundary!r} needs a field of at least {smallest}x{smallest} positions, not {height}x{width}")
+    if boundary != "interior":
+        z = F.pad(z, (1, 1, 1, 1), mode=boundary)
+    return F.conv2d(z, stencil.to(z).expand(channels, 1, 3, 3), groups=channels)

@@ -1,0 +1,149 @@
+"""QB-Heat: what is hidden stays hidden, the law fills the right places, and the loss can be learned from."""
+
+import pytest
+import torch
+
+from heatssl import objectives
+from heatssl.backbones import create_backbone
+from heatssl.errors import UserError
+from heatssl.objectives.objective import channel_std, rankme
+from heatssl.objectives.qb_heat import CORNERS, corners_of_batch
+from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
+
+TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+
+
+def tiny(name: str = "vit_tiny_patch16_224", size: int = 32, **settings):
+    torch.manual_seed(0)
+    arguments = TINY if name.startswith("vit") else {}
+    return objectives.create({"name": "qb_heat", **settings}, create_backbone(name, size, **arguments), size)
+
+
+def test_patchify_round_trip_and_order():
+    images = torch.randn(2, 3, 8, 12)
+    patches = patchify(images, 4)
+    assert patches.shape == (2, 48, 2, 3)
+    assert torch.equal(patches[1, :, 1, 2].view(3, 4, 4), images[1, :, 4:8, 8:12])
+    assert torch.equal(unpatchify(patches, 4), images)
+    mean, std = patch_statistics(patches)
+    normalised = (patches - mean) / std
+    assert torch.allclose(normalised.mean(1), torch.zeros(2, 2, 3), atol=1e-5)
+    assert torch.allclose(normalised.std(1), torch.ones(2, 2, 3), atol=1e-3)
+
+
+def test_every_corner_is_shown_and_marked():
+    objective = tiny()
+    images = torch.rand(8, 3, 32, 32) + 1
+    corner = corners_of_batch(images)
+    assert corner.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    visible = objective.maps(images)["visible"]
+    for image, shown, k in zip(images, visible, corner.tolist(), strict=True):
+        row, column = CORNERS[k]
+        window = (slice(None), slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16))
+        assert torch.equal(shown[window], image[window])
+        assert (shown != 0).float().mean() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("commuting", [True, False])
+def test_each_quarter_is_the_visible_one_moved_by_half_a_map(commuting):
+    objective = tiny(commuting=commuting)
+    quarter = torch.randn(4, 48, 2, 2)
+    field = objective.extrapolate(quarter, torch.arange(4))
+    for k, (row, column) in enumerate(CORNERS):
+        for i in (0, 1):
+            for j in (0, 1):
+                block = field[k, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+                moved = objective.law.propagate(quarter[k : k + 1], dx=2 * (j - column), dy=2 * (i - row))[0]
+                assert torch.allclose(block, moved, atol=1e-6)
+
+
+def test_the_hidden_part_reaches_the_loss_only_as_target():
+    """The prediction must not change with hidden pixels: else the task leaks its answer."""
+    objective = tiny(target="plain").eval()
+    images = torch.randn(4, 3, 32, 32)
+    mask = objective.maps(images)["visible_mask"][:, None]
+    changed = torch.where(mask, images, torch.randn_like(images))
+    assert torch.equal(objective.maps(images)["reconstruction"], objective.maps(changed)["reconstruction"])
+    assert objective(images).loss != objective(changed).loss
+
+
+@pytest.mark.parametrize("target", ["normalised", "plain"])
+def test_loss_is_that_of_its_formula(target):
+    objective = tiny(target=target, visible_weight=0.5).eval()
+    images = torch.randn(4, 3, 32, 32)
+    corner = corners_of_batch(images)
+    prediction = objective.decoder(objective.extrapolate(objective.encode(images, corner), corner))
+    hidden, visible = [], []
+    for b, (row, column) in enumerate(CORNERS):
+        for i in range(4):
+            for j in range(4):
+                patch = images[b, :, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8].flatten()
+                if target == "normalised":
+                    patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
+                error = (prediction[b, :, i, j] - patch).square().mean()
+                (visible if (i // 2, j // 2) == (row, column) else hidden).append(error)
+    assert (len(hidden), len(visible)) == (48, 16)
+    expected = torch.stack(hidden).mean() + 0.5 * torch.stack(visible).mean()
+    assert objective(images).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
+def test_a_few_steps_learn_something(name):
+    """On two images, seen from every corner, reconstruction must become far better than the patch mean (loss 1)."""
+    size = 32 if name.startswith("vit") else 128
+    objective = tiny(name, size)
+    y, x = torch.meshgrid(torch.linspace(0, 9, size), torch.linspace(0, 7, size), indexing="ij")
+    waves = torch.stack([torch.sin(x + y), torch.cos(x - y)])[:, None].repeat(4, 3, 1, 1)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    for _ in range(60):
+        outputs = objective(waves)
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        optimizer.step()
+    assert outputs.loss.item() < 0.6
+    assert all(p.grad is not None for p in objective.law.parameters()), "the law itself must learn"
+
+
+def test_health_tells_a_collapsed_field():
+    objective = tiny()
+    outputs = objective(torch.randn(16, 3, 32, 32))
+    healthy = objective.health(outputs)
+    collapsed = objective.health(outputs._replace(field=torch.ones_like(outputs.field)))
+    assert healthy["health/rankme"] > 5 > 1.1 > collapsed["health/rankme"] - 1e-3
+    assert collapsed["health/channel_std"] == pytest.approx(0, abs=1e-6)
+    assert healthy["health/commutator"] < 1e-5
+    assert 0.9 < healthy["health/spectral_radius"] < 1.11
+    assert tiny(commuting=False).health(outputs)["health/commutator"] > 0.01
+
+
+def test_rankme_counts_directions():
+    features = torch.zeros(20, 10)
+    features[:4, :4] = torch.eye(4)
+    assert rankme(features).item() == pytest.approx(4, rel=1e-3)
+    assert channel_std(torch.randn(50, 3, 20, 20) * 2).item() == pytest.approx(2, rel=0.05)
+
+
+def test_the_commutator_penalty_acts_on_full_matrices_only():
+    images = torch.randn(4, 3, 32, 32)
+    plain, penalised = tiny(commuting=False).eval(), tiny(commuting=False, commutator_weight=1.0).eval()
+    assert penalised(images).loss > plain(images).loss
+    assert tiny(commutator_weight=1.0).eval()(images).loss == tiny().eval()(images).loss
+
+
+@pytest.mark.parametrize(
+    ("call", "fix"),
+    [
+        (lambda: tiny(size=24), "cannot be quartered"),
+        (lambda: tiny(target="patches"), "normalised"),
+        (lambda: tiny(law="heat"), "law"),
+        (lambda: objectives.create({"name": "qbheat"}, torch.nn.Identity(), 32), "qb_heat"),
+    ],
+)
+def test_bad_settings_name_the_fix(call, fix):
+    with pytest.raises(UserError, match=fix):
+        call()
+
+
+def test_single_images_and_odd_batches_work():
+    for batch in (1, 3, 5):
+        assert torch.isfinite(tiny()(torch.randn(batch, 3, 32, 32)).loss)
