@@ -4,8 +4,8 @@ Fields stand in three groups, by consequence: what changes the result, what chan
 and bookkeeping. The YAML files under ``configs/`` give values to these fields and may name no other.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_args
 
 
 @dataclass
@@ -20,9 +20,11 @@ class DataConfig:
     name: str = "shapes"
     root: str | None = None
     image_size: int = 64  # pixels, square
-    crop_scale: list[float] = field(default_factory=lambda: [0.35, 1.0])  # area fractions of random-resized-crop
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.35, 1.0]
+    )  # area fractions of random-resized-crop
     flip: bool = True
-    colour_jitter: float = 0.0  # strength of brightness, contrast and saturation jitter; hue moves by a quarter of it
+    colour_jitter: float = 0.0  # strength of brightness, contrast and saturation jitter; hue: a quarter of it
     grey: float = 0.0  # probability of turning an image grey
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
@@ -56,17 +58,19 @@ class TrainerConfig:
     batch_size: int = 128  # images per step and device
     precision: str = "32"  # "32" or "bf16"
     gradient_clip: float = 1.0  # largest gradient norm; 0 turns clipping off
-    # changes only the speed
-    accelerator: str = "auto"
-    devices: int = 1
+    devices: int = 1  # per node; a step sees batch_size * devices * nodes images
     nodes: int = 1
-    compile: bool = False
+    # changes only the speed
+    accelerator: str = "auto"  # auto, cpu or gpu
+    compile: bool = False  # torch.compile on the backbone
     # bookkeeping
     log_every: int = 20  # steps between two lines of metrics.jsonl
     checkpoint_every: int = 200  # steps between two checkpoints
     knn_every: int = 500  # steps between two online kNN evaluations; 0 turns them off
     knn_train_size: int = 2000  # images of train in the bank of the online kNN
-    knn_val_size: int = 500  # images held out of train that are classified by the online kNN: val stays untouched
+    knn_val_size: int = (
+        500  # images held out of train that are classified by the online kNN: val stays untouched
+    )
     tensorboard: bool = False
 
 
@@ -125,7 +129,52 @@ class AttributeConfig(EvaluationConfig):
 
     methods: list[str] = field(default_factory=lambda: ["gradcam", "integrated_gradients"])
     target: str = "self"  # self, probe (the label's logit), a class name, or the path of a second image
-    images: list[str] = field(default_factory=list)  # image files; empty: the first `count` of val, spread over classes
+    images: list[str] = field(default_factory=list)  # image files; empty: `count` of val, spread over classes
     count: int = 8
     steps: int = 32  # integrated gradients: points on the path
     size: int = 256  # pixels of the written overlays
+
+
+@dataclass
+class ReportConfig:
+    """``heatssl report``."""
+
+    run: str = "runs/pretrain"  # run folder; report.html is written into it
+
+
+SCHEMAS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "probe": ProbeConfig,
+    "knn": KnnConfig,
+    "attribute": AttributeConfig,
+    "report": ReportConfig,
+}
+
+# Keys of PretrainConfig in which a run may differ from the one it continues.
+KEEPS_RESULT = frozenset(
+    {
+        "output",
+        "resume",
+        "data.workers",
+        "trainer.accelerator",
+        "trainer.compile",
+        "trainer.log_every",
+        "trainer.checkpoint_every",
+        "trainer.knn_every",
+        "trainer.knn_train_size",
+        "trainer.knn_val_size",
+        "trainer.tensorboard",
+    }
+)
+
+
+def setting_types(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> type for every setting of a schema; a nested schema stands before its settings."""
+    types: dict[str, Any] = {}
+    for setting in fields(schema):
+        key = f"{prefix}{setting.name}"
+        types[key] = setting.type
+        nested = next((kind for kind in (setting.type, *get_args(setting.type)) if is_dataclass(kind)), None)
+        if isinstance(nested, type):
+            types |= setting_types(nested, f"{key}.")
+    return types

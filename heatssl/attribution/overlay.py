@@ -1,0 +1,56 @@
+"""A heatmap over its image, as a picture with a scale."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+OPACITY = 0.65  # of the colour map over the greyed image, the same everywhere: a colour always means one value
+PAPER, INK = "white", "black"
+
+
+def overlay(
+    image: NDArray[np.uint8],
+    heat: NDArray[np.floating],
+    *,
+    size: int = 256,
+    largest: float = 1.0,
+    colour_map: Literal["inferno", "viridis"] = "inferno",
+) -> Image.Image:
+    """The image in grey, coloured by the heatmap, with a colour bar at its right.
+
+    Args:
+        image: (S, S, 3) uint8, RGB.
+        heat: (h, w) in [0, 1], of any resolution; values outside are cut.
+        size: pixels of the picture's side, colour bar aside.
+        largest: what heat 1 stands for, written at the top of the bar; its bottom is 0.
+        colour_map: perceptually uniform.
+
+    Returns:
+        RGB picture, ``size`` high and about a quarter wider.
+    """
+    grey = Image.fromarray(image).convert("L").resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
+    smooth = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    blended = Image.blend(grey, _coloured(np.asarray(smooth), colour_map), OPACITY)
+
+    font = ImageFont.load_default(size=max(9, size // 20))
+    label = f"{largest:.2g}"
+    gap, bar = max(4, size // 32), max(8, size // 20)
+    text = max(int(font.getlength(label)), int(font.getlength("0")))
+    picture = Image.new("RGB", (size + gap + bar + gap // 2 + text + gap // 2, size), PAPER)
+    picture.paste(blended, (0, 0))
+    ramp = np.repeat(np.linspace(1, 0, size - 2 * gap)[:, None], bar, axis=1)
+    picture.paste(_coloured(ramp, colour_map), (size + gap, gap))
+    draw = ImageDraw.Draw(picture)
+    beside = size + gap + bar + gap // 2
+    draw.text((beside, gap), label, fill=INK, font=font, anchor="lt")
+    draw.text((beside, size - gap), "0", fill=INK, font=font, anchor="lb")
+    return picture
+
+
+def _coloured(values: NDArray[np.floating], colour_map: str) -> Image.Image:
+    """Values (h, w) in [0, 1] -> picture."""
+    from matplotlib import colormaps  # late: only writing pictures needs it
+
+    return Image.fromarray(np.ascontiguousarray(colormaps[colour_map](values, bytes=True)[..., :3]))

@@ -1,0 +1,153 @@
+"""``heatssl``: one sub-command each, ``key=value`` settings behind it, and errors in one line.
+
+Nothing heavy is imported before a command is known to run, so that help answers at once.
+"""
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from heatssl import __version__
+from heatssl.errors import UserError
+from heatssl.help_text import SUMMARY, command_help, overview
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Native libraries pass on nothing but the text.
+DISK_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the console script: run one command line, return the exit code."""
+    parsed = _parser().parse_args(arguments)
+    if parsed.command is None:
+        _parser().print_help()
+        return 0
+    return guarded(lambda: run(parsed.command, parsed.settings))
+
+
+def run(command: str, overrides: list[str]) -> None:
+    """Compose the configuration of a command and call it.
+
+    Raises:
+        UserError: when settings or data cannot work.
+    """
+    if command == "demo":
+        from heatssl.demo import run_demo
+
+        run_demo(overrides)
+        return
+    from heatssl.composition import compose
+
+    config = compose(command, overrides)
+    _function(command)(config)
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Run ``work``; what users can mend ends in one line on stderr and an exit code, the rest in a traceback.
+
+    ``HEATSSL_DEBUG=1`` shows the traceback always.
+    """
+    try:
+        work()
+    except UserError as error:
+        return _complain(str(error), EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        note = "interrupted; the same command goes on from the last checkpoint (resume=auto)"
+        return _complain(note, EXIT_INTERRUPTED)
+    except Exception as error:
+        place = full_disk(error)
+        if place is None:
+            raise
+        remedy = "free some space and run the same command again; it resumes from the last checkpoint"
+        return _complain(f"no space left on device at {place}: {remedy}", EXIT_USER_ERROR)
+    return 0
+
+
+def full_disk(error: BaseException) -> str | None:
+    """Where the disk was full, when that is what lies behind ``error``."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+            return str(cause.filename or "the output folder")
+        if any(words in str(cause) for words in DISK_FULL_WORDS):
+            return "the output folder"
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _complain(message: str, code: int) -> int:
+    if os.environ.get("HEATSSL_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"heatssl: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _function(command: str) -> Callable[[Any], Any]:
+    """The function behind a command; importing it is what takes seconds."""
+    if command == "pretrain":
+        from heatssl.training import pretrain
+
+        return pretrain
+    if command == "probe":
+        from heatssl.evaluation import run_probe
+
+        return run_probe
+    if command == "knn":
+        from heatssl.evaluation import run_knn
+
+        return run_knn
+    if command == "attribute":
+        from heatssl.attribution import run_attribute
+
+        return run_attribute
+    from heatssl.report import write_report
+
+    return lambda config: print(write_report(Path(config.run)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="heatssl",
+        usage="heatssl COMMAND [key=value ...]",
+        description="Self-supervised vision pretraining whose feature maps obey the heat equation.",
+        epilog=overview(),
+        formatter_class=plain,
+    )
+    parser.add_argument("--version", action="version", version=f"heatssl {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
+    for command, summary in SUMMARY.items():
+        sub = commands.add_parser(
+            command,
+            usage=f"heatssl {command} [key=value ...]",
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=plain,
+            allow_abbrev=False,
+        )
+        sub.add_argument("settings", nargs="*", metavar="key=value", help="settings, listed below")
+        sub.format_help = _with_body(sub, command)  # type: ignore[method-assign]
+    return parser
+
+
+def _with_body(parser: argparse.ArgumentParser, command: str) -> Callable[[], str]:
+    """Help whose body is made only when it is asked for."""
+    plain_help = parser.format_help
+    return lambda: f"{plain_help()}\n{command_help(command)}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Where images come from and how they become batches."""
+
+from heatssl.data.augment import augment, denormalise, normalise
+from heatssl.data.batch import BadFiles, Batch
+from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset
+from heatssl.data.loading import eval_loader, steps_per_epoch, train_loader
+from heatssl.data.open import open_split
+
+__all__ = [
+    "BadFiles",
+    "Batch",
+    "ImageData",
+    "Split",
+    "Subset",
+    "augment",
+    "balanced_subset",
+    "denormalise",
+    "eval_loader",
+    "normalise",
+    "open_split",
+    "steps_per_epoch",
+    "train_loader",
+]

@@ -1,0 +1,105 @@
+"""``data=folder``: images in ``root/{train,val}/<class>/``, nested at will below the class."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from heatssl.data.decode import decode
+from heatssl.data.image_data import Split
+from heatssl.data.layout import LAYOUT, SPLITS, PathTable, check_classes_agree, check_split, is_image, root_of
+from heatssl.errors import UserError
+
+
+class Folder:
+    """One split of an image folder. Labels follow the sorted class names of train, in val as well.
+
+    Args:
+        root: the folder that holds ``train`` and ``val``.
+        split: which one to read.
+        expected_classes: the number of class folders both must have; None: any, and val may be missing
+            when train is read.
+
+    Raises:
+        UserError: when the layout is not that of an image folder; the message names the fix.
+    """
+
+    def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
+        base = _existing(root_of(root, "folder"))
+        names: dict[Split, list[str]] = {}
+        for each in SPLITS:
+            if (base / each).is_dir() or expected_classes is not None or each in ("train", split):
+                names[each] = _class_names(base, each, expected_classes)
+        check_classes_agree(str(base / "val"), names["train"], names.get("val", []))
+
+        self.classes = names["train"]
+        self.folder = base / split
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        found = {name: _images(self.folder / name) for name in names[split]}
+        empty = [name for name, paths in found.items() if not paths]
+        if empty:
+            raise UserError(f"{self.folder / empty[0]} holds no images: add some or remove the folder")
+        self._paths = PathTable(f"{name}/{path}" for name, paths in found.items() for path in paths)
+        self._labels = np.repeat([label_of[name] for name in found], [len(paths) for paths in found.values()])
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The label of every image."""
+        return [int(label) for label in self._labels]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, i: int) -> str:
+        """Path of image i."""
+        return str(self.folder / self._paths[i])
+
+    def load(self, i: int) -> Image.Image:
+        """Decode image i to RGB."""
+        return decode((self.folder / self._paths[i]).read_bytes())
+
+
+def _existing(root: str) -> Path:
+    base = Path(root).expanduser()
+    if base.is_file():
+        raise UserError(f"data.root={root} is a file: for a tar file use data=tar")
+    if not base.is_dir():
+        raise UserError(f"data.root={root} does not exist: set it to the folder that holds train/ and val/")
+    if not (base / "train").is_dir():
+        if base.name in SPLITS:
+            raise UserError(f"data.root={root} points into a split: use its parent, data.root={base.parent}")
+        if not any(base.iterdir()):
+            raise UserError(f"{base} is empty: fill it as {LAYOUT}")
+        if any(_images(child) for child in _visible_folders(base) if child.name != "val"):
+            raise UserError(
+                f"{base} has class folders but no train/: move them into {base / 'train'}, "
+                f"and some of their images into {base / 'val'}"
+            )
+    return base
+
+
+def _class_names(base: Path, split: Split, expected: int | None) -> list[str]:
+    folder = base / split
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing: lay out {base} as {LAYOUT}")
+    names = [child.name for child in _visible_folders(folder)]
+    loose = sum(is_image(entry.name) and entry.is_file() for entry in os.scandir(folder))
+    check_split(str(folder), split, names, loose, expected)
+    return names
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    entries = os.scandir(folder)
+    return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> list[str]:
+    """Paths of all images below a folder, relative to it, sorted; links to folders are followed."""
+    found = []
+    for parent, children, files in os.walk(folder, followlinks=True):
+        children[:] = [child for child in children if not child.startswith(".")]
+        below = Path(parent).relative_to(folder)
+        found += [(below / file).as_posix() for file in files if is_image(file)]
+    return sorted(found)

@@ -1,0 +1,83 @@
+"""The protocol every data set speaks, and the subset of one."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Split = Literal["train", "val"]
+
+
+class ImageData(Protocol):
+    """Labelled images, decoded one by one.
+
+    Attributes:
+        classes: names of the classes; a label is a position in this list.
+        labels: the label of every image.
+    """
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of every image."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def name(self, i: int) -> str:
+        """What to call image i in a message or a report: its path, where it has one."""
+
+    def load(self, i: int) -> Image.Image:
+        """Decode image i to RGB; raises whatever the decoder raises when the file is unreadable."""
+
+
+class Subset:
+    """Some images of another data set, in the order of ``indices``."""
+
+    def __init__(self, data: ImageData, indices: Sequence[int] | NDArray[np.int64]) -> None:
+        self.data = data
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of the whole data set, those the subset misses included."""
+        return self.data.classes
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The label of every image."""
+        return [self.data.labels[i] for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, i: int) -> str:
+        """The name of image i."""
+        return self.data.name(int(self.indices[i]))
+
+    def load(self, i: int) -> Image.Image:
+        """Decode image i to RGB."""
+        return self.data.load(int(self.indices[i]))
+
+
+def balanced_subset(data: ImageData, size: int, seed: int = 0) -> Subset:
+    """``size`` images, as evenly over the classes as they allow, the same ones every time.
+
+    A smaller subset of the same data and seed is contained in a larger one.
+    """
+    labels = np.asarray(data.labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # The rank of every image among those of its class: taking all ranks 0 first, then all ranks 1, goes
+    # round the classes.
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels, minlength=1)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    rank = np.arange(len(labels)) - starts
+    chosen = by_class[np.argsort(rank, kind="stable")][:size]
+    return Subset(data, np.sort(chosen))

@@ -1,0 +1,99 @@
+"""The ImageFolder layout, in a folder or in a tar file: its checks and its table of files."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from heatssl.data.image_data import Split
+from heatssl.errors import UserError
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg"
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+def is_image(name: str) -> bool:
+    """True for the name of a visible image file; ``._x.jpg`` and the like are left behind by macOS."""
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+class PathTable:
+    """Immutable list of paths in one byte array.
+
+    A million Python strings would be copied into every forked worker, page by page, as soon as their
+    reference counts are touched; an array is shared.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
+        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> str:
+        i = range(len(self))[i]
+        start = self._ends[i - 1] if i else 0
+        return self._bytes[start : self._ends[i]].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+
+def check_split(
+    where: str, split: Split, classes: Sequence[str], loose_images: int, expected: int | None
+) -> None:
+    """Refuse a split that is not sorted into class folders.
+
+    Args:
+        where: the split as the user knows it, such as ``/data/imagenet/val``.
+        split: which one it is.
+        classes: its class folders.
+        loose_images: images that lie outside any class folder.
+        expected: the number of classes there must be, None: any.
+
+    Raises:
+        UserError: naming the fix.
+    """
+    if loose_images:
+        beside = f"beside {len(classes)} class folders" if classes else "and no class folders"
+        raise UserError(
+            f"{where} holds {loose_images:,} loose images {beside}: move every image to {split}/<class>/, "
+            f"with the class names of the other split"
+        )
+    if not classes:
+        raise UserError(f"{where} holds no images: fill it as {LAYOUT} ({', '.join(sorted(EXTENSIONS))})")
+    if expected is not None and len(classes) != expected:
+        raise UserError(
+            f"{where} has {len(classes):,} class folders, not {expected:,}: "
+            f"complete the data set, or set data.expected_classes={len(classes)}"
+        )
+
+
+def check_classes_agree(where: str, train: Sequence[str], val: Sequence[str]) -> None:
+    """Refuse a val that holds a class unknown to train.
+
+    Raises:
+        UserError: naming the first such class and the nearest one of train.
+    """
+    unknown = sorted(set(val) - set(train))
+    if unknown:
+        nearest = get_close_matches(unknown[0], train, n=1)
+        hint = f"rename it to {nearest[0]!r}" if nearest else "remove it"
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        lacking = f"class {unknown[0]!r}{more}, which train lacks"
+        raise UserError(f"{where} has {lacking}: {hint}, or add it to train")
+
+
+def root_of(root: str | None, name: str) -> str:
+    """The configured root.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if not root:
+        raise UserError(f"data={name} needs a place to read from: add data.root=PATH")
+    return root

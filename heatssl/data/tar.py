@@ -1,0 +1,153 @@
+"""``data=tar``: one plain tar file in ImageFolder layout, read in place."""
+
+import os
+import tarfile
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from heatssl.data.decode import decode
+from heatssl.data.image_data import Split
+from heatssl.data.layout import LAYOUT, SPLITS, PathTable, check_classes_agree, check_split, is_image, root_of
+from heatssl.errors import UserError
+
+_COMPRESSIONS = {  # first bytes of the file -> name, command that unpacks it once
+    b"\x1f\x8b": ("gzip", "gunzip -k"),
+    b"BZh": ("bzip2", "bunzip2 -k"),
+    b"\xfd7zXZ": ("xz", "unxz -k"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd -k"),
+}
+
+
+class Tar:
+    """One split of a plain tar file, read at known offsets. Labels follow the sorted class names of train.
+
+    Reads name their own offset (``os.pread``) on a descriptor that every process opens for itself, so any
+    number of workers can share the object, forked or spawned.
+
+    Args:
+        root: the tar file; its ``train`` and ``val`` may stand below other folders.
+        split: which one to read.
+        expected_classes: the number of classes both must have; None: any, and val may be missing when
+            train is read.
+
+    Raises:
+        UserError: when the file is not such a tar; the message names the fix.
+    """
+
+    def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
+        self.path = _existing(root_of(root, "tar"))
+        stat = self.path.stat()
+        index = _index(self.path, (stat.st_size, stat.st_mtime_ns))
+        names: dict[Split, list[str]] = {}
+        for each in SPLITS:
+            entries = index[each]
+            if entries or expected_classes is not None or each in ("train", split):
+                names[each] = sorted({_class_of(entry.path) for entry in entries} - {""})
+                loose = sum(not _class_of(entry.path) for entry in entries)
+                check_split(f"{self.path}:{each}", each, names[each], loose, expected_classes)
+        check_classes_agree(f"{self.path}:val", names["train"], names.get("val", []))
+
+        self.split = split
+        self.classes = names["train"]
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        entries = index[split]
+        self._paths = PathTable(entry.path for entry in entries)
+        self._labels = np.array([label_of[_class_of(entry.path)] for entry in entries])
+        self._offsets = np.array([entry.offset for entry in entries])
+        self._sizes = np.array([entry.size for entry in entries])
+        self._handle: tuple[int, int] | None = None  # process, descriptor
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The label of every image."""
+        return [int(label) for label in self._labels]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, i: int) -> str:
+        """For example ``imagenette96.tar:val/n01440764/0007.jpg``."""
+        return f"{self.path.name}:{self.split}/{self._paths[i]}"
+
+    def load(self, i: int) -> Image.Image:
+        """Decode image i to RGB."""
+        return decode(os.pread(self._descriptor(), int(self._sizes[i]), int(self._offsets[i])))
+
+    def _descriptor(self) -> int:
+        process = os.getpid()
+        if self._handle is None or self._handle[0] != process:
+            self._handle = process, os.open(self.path, os.O_RDONLY)
+        return self._handle[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None and handle[0] == os.getpid():
+            os.close(handle[1])
+
+
+class _Entry(NamedTuple):
+    path: str  # below the split
+    offset: int  # of the file's first byte in the tar
+    size: int
+
+
+def _existing(root: str) -> Path:
+    path = Path(root).expanduser()
+    if path.is_dir():
+        raise UserError(f"data.root={root} is a folder: use data=folder, or name a tar file")
+    if not path.is_file():
+        raise UserError(f"data.root={root} does not exist: set data.root to a tar file that holds {LAYOUT}")
+    with path.open("rb") as file:
+        start = file.read(8)
+    for magic, (compression, command) in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            raise UserError(
+                f"{path} is compressed ({compression}) and cannot be read in place: `{command} {path}`"
+            )
+    return path
+
+
+@lru_cache(maxsize=4)
+def _index(path: Path, _version: tuple[int, int]) -> dict[Split, list[_Entry]]:
+    """The images of each split, sorted by path; a file of another version (size, time) is read anew.
+
+    The outermost ``train`` or ``val`` counts: ``masks/train/..`` beside ``train/..`` is something else.
+    """
+    found: dict[PurePosixPath, dict[str, list[_Entry]]] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
+                place = _place(member.name) if member.isreg() and not member.issparse() else None
+                if place is not None:
+                    prefix, split, below = place
+                    splits = found.setdefault(prefix, {each: [] for each in SPLITS})
+                    splits[split].append(_Entry(below, member.offset_data, member.size))
+    except tarfile.ReadError as error:
+        raise UserError(f"{path} is not a complete tar file ({error}): copy or pack it again") from error
+    if not found:
+        raise UserError(f"{path} holds no images below train/ or val/: pack it as {LAYOUT}")
+    outermost = min(found, key=lambda prefix: len(prefix.parts))
+    return {split: sorted(found[outermost][split]) for split in SPLITS}
+
+
+def _place(name: str) -> tuple[PurePosixPath, str, str] | None:
+    """What stands before the split, the split, and the path below it; None when this is no visible image."""
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    depth = next((depth for depth, part in enumerate(parts[:-1]) if part in SPLITS), None)
+    if hidden or depth is None or not is_image(parts[-1]):
+        return None
+    return PurePosixPath(*parts[:depth]), parts[depth], "/".join(parts[depth + 1 :])
+
+
+def _class_of(path: str) -> str:
+    name, slash, _ = path.partition("/")
+    return name if slash else ""

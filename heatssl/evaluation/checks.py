@@ -1,0 +1,34 @@
+"""What kNN and the linear probe ask of their input, checked before anything is computed."""
+
+import torch
+from torch import Tensor
+
+from heatssl.errors import UserError
+
+
+def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
+    """Features (N, C) floating and finite, labels (N,) integer, both splits of one width and on one device.
+
+    Raises:
+        UserError: on any of these, with the split named.
+    """
+    for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
+        if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
+            raise UserError(
+                f"{split} features must be (N, C) and labels (N,), not {tuple(x.shape)} and {tuple(y.shape)}: "
+                "pool over positions first"
+            )
+        if len(x) == 0:
+            raise UserError(f"{split} is empty: give at least one image")
+        if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
+            raise UserError(f"{split} features must be floating and labels integer, not {x.dtype} and {y.dtype}")
+        # One number per chunk: a mask of the whole bank would cost a quarter of the bank's memory.
+        if not all(torch.isfinite(part).all() for part in x.split(65536)):
+            raise UserError(f"{split} features contain NaN or infinity: the weights are broken, use an earlier checkpoint")
+    if train_x.shape[1] != test_x.shape[1]:
+        raise UserError(
+            f"train features have {train_x.shape[1]} channels and test features {test_x.shape[1]}: "
+            "extract both with the same backbone"
+        )
+    if len({tensor.device for tensor in (train_x, train_y, test_x, test_y)}) > 1:
+        raise UserError("train and test features and labels lie on different devices: move them to one")

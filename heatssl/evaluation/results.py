@@ -1,0 +1,114 @@
+"""A number and everything that it takes to trust it."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heatssl.errors import UserError
+from heatssl.export import disk_errors, write_atomically
+
+
+@dataclass(frozen=True)
+class Result:
+    """One entry of ``evaluation.json``."""
+
+    metric: str  # "knn" or "linear"
+    weights: str  # "pretrained" or "random_init"
+    accuracy: float  # in [0, 1]
+    protocol: str  # one line
+    data: str
+    split: str  # what the accuracy is measured on
+    train_size: int
+    val_size: int
+    seed: int
+    seconds: float  # of fitting and testing, feature extraction included when it was not cached
+    backbone: str
+    source: str  # "last" or "best" weights of the run, or timm:NAME
+    step: int  # optimiser steps behind the weights
+    hardware: str
+    commit: str | None  # of the code; ends in "+changes" when tracked files differ from it
+
+
+def append_results(path: Path, results: list[Result]) -> None:
+    """Add to ``evaluation.json``, whole or not at all; an entry of the same key is replaced.
+
+    The key is metric, weights, source, data and seed.
+
+    Raises:
+        UserError: when the file is there but is no list of results, or the disk is full.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = [asdict(result) for result in results]
+    replaced = {_key(entry) for entry in fresh}
+    kept = [entry for entry in read_results(path) if _key(entry) not in replaced]
+    content = json.dumps({"results": kept + fresh}, indent=2)
+    write_atomically(path, lambda file: file.write(content.encode()))
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The entries of ``evaluation.json``, oldest first; none when there is no such file.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["results"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a list of results ({error}): move it away and run the command again") from error
+
+
+def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(name) for name in ("metric", "weights", "source", "data", "seed"))
+
+
+def format_table(results: list[Result]) -> str:
+    """Aligned lines: metric, weights, accuracy in percent, protocol."""
+    rows = [("metric", "weights", "accuracy", "protocol")]
+    rows += [(r.metric, r.weights, f"{100 * r.accuracy:.1f} %", r.protocol) for r in results]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{metric:<{widths[0]}}  {weights:<{widths[1]}}  {accuracy:>{widths[2]}}  {protocol}"
+        for metric, weights, accuracy, protocol in rows
+    )
+
+
+def hardware(device: torch.device) -> str:
+    """The device that did the work, for people: a GPU's name, or the processor's and the cores in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor that has no name there
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor}, {cores} cores" + (" (MPS)" if device.type == "mps" else "")
+
+
+def commit() -> str | None:
+    """Commit of this package's own checkout, or None when it was installed from a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    # An environment often lies inside some other repository: that one's commit would be a lie.
+    if not (package.parent / ".git").exists():
+        return None
+    head = _git(package.parent, "rev-parse", "HEAD")
+    changes = _git(package.parent, "status", "--porcelain", "--untracked-files=no")
+    return f"{head}+changes" if head and changes else head
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

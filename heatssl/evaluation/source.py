@@ -1,0 +1,130 @@
+"""What a command evaluates: weights, the images they belong to, and where results go."""
+
+import dataclasses
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from heatssl.backbones import create_backbone
+from heatssl.config import DataConfig, EvaluationConfig
+from heatssl.config_file import load_config
+from heatssl.data import ImageData, Split, open_split
+from heatssl.errors import UserError
+from heatssl.evaluation.features import extract_features
+from heatssl.export import BackboneInfo, load_backbone
+
+MAX_CACHED = 8  # splits whose features stay in memory: two weights, train and val, twice
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything that the settings shared by all evaluations stand for."""
+
+    name: str  # as the user wrote it
+    backbone: nn.Module
+    info: BackboneInfo
+    data: DataConfig  # of the size and normalisation that the backbone was trained with
+    device: torch.device
+    output: Path
+
+    @property
+    def kind(self) -> str:
+        """Which weights of the run: last or best; or the name of timm's."""
+        return self.name if self.name.startswith("timm:") else "best" if Path(self.name) != _run_folder(self.name) else "last"
+
+    def twin(self, seed: int) -> nn.Module:
+        """The same architecture with random weights; torch's global generator stays as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return create_backbone(self.info.name, self.info.image_size, **self.info.arguments).eval()
+
+
+def open_source(config: EvaluationConfig) -> Source:
+    """Load the weights and find the images, before anything costs time.
+
+    Raises:
+        UserError: when the weights cannot be loaded, or a source outside a run leaves data or output open.
+    """
+    backbone, info = load_backbone(config.run)
+    folder = None if config.run.startswith("timm:") else _run_folder(config.run)
+    data = config.data
+    if data is None:
+        if folder is None:
+            raise UserError(f"{config.run} has no images of its own: choose some with data=folder data.root=PATH")
+        data = load_config(folder / "config.yaml").data
+    # A backbone takes only what it was trained on; the data's own values belong to other weights.
+    data = dataclasses.replace(
+        data,
+        image_size=info.image_size,
+        mean=info.mean or data.mean,
+        std=info.std or data.std,
+        workers=config.workers,
+    )
+    output = Path(config.output) if config.output else folder
+    if output is None:
+        raise UserError(f"{config.run} has no folder for results: give one with output=FOLDER")
+    return Source(config.run, backbone, info, data, choose_device(config.accelerator), output)
+
+
+def _run_folder(run: str) -> Path:
+    path = Path(run)
+    return path.parent if path.name == "best" and not path.exists() else path
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """``auto`` takes a GPU where there is one.
+
+    Raises:
+        UserError: on an unknown accelerator, or one that this machine lacks.
+    """
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if accelerator == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
+    if accelerator == "gpu":
+        accelerator = "mps" if present["mps"] else "cuda"
+    if accelerator not in present:
+        raise UserError(f"unknown accelerator {accelerator!r}: use auto, cpu, gpu, cuda or mps")
+    if not present[accelerator]:
+        raise UserError(f"accelerator={accelerator}, but torch finds none: use accelerator=cpu, or install torch for it")
+    return torch.device(accelerator)
+
+
+def fingerprint(backbone: nn.Module) -> str:
+    """Hash of all weights and buffers: equal for equal backbones, wherever they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in backbone.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+_features: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
+
+
+def cached_features(
+    backbone: nn.Module, split: Split, source: Source, batch_size: int
+) -> tuple[ImageData, Tensor, Tensor]:
+    """A split, its features (N, C) and labels (N,), extracted once per process.
+
+    The key holds all that the features depend on: the weights' own hash, the data settings, and the names, labels
+    and last change of the files.
+    """
+    data = open_split(source.data, split)
+    root = Path(source.data.root) if source.data.root else None
+    settings = dataclasses.replace(source.data, workers=0)
+    images = hashlib.sha256("\n".join(f"{data.name(i)} {label}" for i, label in enumerate(data.labels)).encode())
+    changed = root.stat().st_mtime_ns if root else 0
+    key = (fingerprint(backbone), split, repr(settings), images.hexdigest(), changed)
+    if key not in _features:
+        _features[key] = extract_features(backbone, data, source.data, batch_size=batch_size, device=source.device)
+        while len(_features) > MAX_CACHED:
+            _features.popitem(last=False)
+    return data, *_features[key]

@@ -1,0 +1,198 @@
+"""Backbones as files that outlive a run: safetensors with timm's own keys, and a JSON that describes them."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import timm
+from torch import nn
+
+from heatssl.backbones import create_backbone
+from heatssl.errors import UserError
+
+FORMAT = "heatssl-backbone-1"
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """All that is needed to build a backbone again and to feed it: the contents of ``backbone.json``."""
+
+    name: str  # a timm name
+    image_size: int  # pixels, square
+    arguments: dict[str, Any] = field(default_factory=dict)  # of timm.create_model
+    # per colour, of images in [0, 1]
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    step: int = 0  # optimiser steps behind the weights; 0 for weights that no run of ours made
+    format: str = FORMAT
+
+    def describe(self) -> str:
+        """For messages: ``vit_tiny_patch16_224 (depth=6) at 64 px``."""
+        arguments = ", ".join(f"{key}={value}" for key, value in sorted(self.arguments.items()))
+        return f"{self.name}{f' ({arguments})' if arguments else ''} at {self.image_size} px"
+
+
+def save_backbone(folder: Path, backbone: nn.Module, info: BackboneInfo, prefix: str = "") -> None:
+    """Write ``<prefix>backbone.safetensors`` and ``<prefix>backbone.json``, each whole or not at all.
+
+    Raises:
+        UserError: when the disk is full or cannot be written.
+    """
+    # Names a compiled wrapper has given must not reach the file: plain timm loads it.
+    state = {key.replace("_orig_mod.", ""): value for key, value in backbone.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    description = json.dumps(asdict(info), indent=2, sort_keys=True)
+    weights = safetensors.torch.save(tensors, metadata={"backbone": description})
+    write_atomically(folder / f"{prefix}backbone.safetensors", lambda file: file.write(weights))
+    write_atomically(folder / f"{prefix}backbone.json", lambda file: file.write(description.encode()))
+
+
+def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
+    """A backbone with its weights, in evaluation mode on the CPU, and what is known about it.
+
+    Args:
+        source: a run folder (its last weights); ``RUN/best`` (best by online kNN); ``timm:NAME`` (pretrained
+            weights) or ``timm:NAME?random`` (random ones, drawn from torch's global generator).
+
+    Raises:
+        UserError: when the folder is missing or holds no backbone, when the weights do not fit the
+            architecture that the JSON describes, and when timm has no weights for the name.
+    """
+    if str(source).startswith("timm:"):
+        return _from_timm(str(source).removeprefix("timm:"))
+    weights_path, info = _find(Path(source))
+    backbone = create_backbone(info.name, info.image_size, **info.arguments)
+    try:
+        tensors = safetensors.torch.load_file(weights_path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{weights_path} is damaged ({error}): copy it again or pretrain again") from error
+    mismatch = first_mismatch(tensors, backbone.state_dict())
+    if mismatch:
+        raise UserError(
+            f"{weights_path} holds weights of {_described_in(weights_path)}, "
+            f"but {weights_path.with_suffix('.json').name} describes {info.describe()}: {mismatch}"
+        )
+    backbone.load_state_dict(tensors)
+    return backbone.eval(), info
+
+
+def first_mismatch(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first difference in names or shapes of two state dicts, or None when one loads into the other."""
+    for key in [*wanted, *found]:
+        if key not in found:
+            return f"{key} is missing"
+        if key not in wanted:
+            return f"{key} has no place"
+        if found[key].shape != wanted[key].shape:
+            return f"{key} is {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
+    return None
+
+
+def _find(source: Path) -> tuple[Path, BackboneInfo]:
+    """Weights and description of a run folder or RUN/best."""
+    best = source.name == "best" and not source.exists()
+    folder, prefix = (source.parent, "best_") if best else (source, "")
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist: give one of heatssl pretrain, or timm:NAME")
+    weights, description = folder / f"{prefix}backbone.safetensors", folder / f"{prefix}backbone.json"
+    if not weights.exists() or not description.exists():
+        if not (folder / "config.yaml").exists():
+            raise UserError(
+                f"{folder} is not a run folder, it has no config.yaml: give one of heatssl pretrain"
+            )
+        if best:
+            raise UserError(f"{folder} has no best weights, trainer.knn_every=N chooses them: use {folder}")
+        raise UserError(f"{folder} has no weights yet: let heatssl pretrain reach its first checkpoint")
+    try:
+        info = BackboneInfo(**json.loads(description.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{description} describes no backbone ({error}): restore it from the run") from error
+    if info.format != FORMAT:
+        raise UserError(f"{description} has format {info.format!r}, not {FORMAT!r}: update heatssl")
+    return weights, info
+
+
+def _described_in(weights: Path) -> str:
+    with safetensors.safe_open(weights, framework="pt") as file:
+        description = (file.metadata() or {}).get("backbone")
+    return BackboneInfo(**json.loads(description)).describe() if description else "an unknown architecture"
+
+
+def _from_timm(name: str) -> tuple[nn.Module, BackboneInfo]:
+    name, _, option = name.partition("?")
+    if option not in ("", "random"):
+        raise UserError(f"timm:{name}?{option}: the only option is ?random")
+    pretrained = option == ""
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+    if pretrained and settings is not None and not settings.has_weights:
+        raise UserError(f"timm has no pretrained weights for {name}: use timm:{name}?random")
+    image_size = settings.input_size[-1] if settings else 224
+    try:
+        backbone = create_backbone(name, image_size, pretrained=pretrained)
+    except UserError:
+        raise
+    except Exception as error:
+        # Each downloader behind timm has exceptions of its own; to the user they all mean the same.
+        raise UserError(
+            f"the weights of timm:{name} could not be downloaded ({type(error).__name__}): "
+            f"check the network, fill timm's cache, or use timm:{name}?random"
+        ) from error
+    found = getattr(backbone, "pretrained_cfg", {})
+    info = BackboneInfo(name, image_size, mean=list(found.get("mean", ())), std=list(found.get("std", ())))
+    return backbone.eval(), info
+
+
+# ---- files that are whole or untouched
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside ``path`` and move it there: ``path`` always holds the old or the new one, whole.
+
+    Raises:
+        UserError: when the disk is full or cannot be written; the old file is intact then.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into a :class:`UserError` that names ``path``."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        code = _errno(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on device for {path} (what stood there before is intact): "
+                "free space and run the same command again"
+            ) from error
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            reason = os.strerror(code)
+            raise UserError(f"cannot write {path} ({reason}): choose another output=FOLDER") from error
+        raise
+
+
+def _errno(error: BaseException | None) -> int | None:
+    """The errno behind an exception: torch.save hides a failed write behind a RuntimeError of its own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None

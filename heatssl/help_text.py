@@ -1,0 +1,115 @@
+"""Help of each sub-command, made from the schemas and the shipped configs: it cannot fall behind them."""
+
+import inspect
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from heatssl.config import SCHEMAS
+from heatssl.config_folder import first_remark, groups, options, remarked_settings
+
+SUMMARY = {
+    "demo": "pretrain on generated images, evaluate, attribute, report: about 5 minutes on 2 CPU cores",
+    "pretrain": "pretrain a timm backbone without labels",
+    "probe": "train a linear classifier on frozen features and report its accuracy",
+    "knn": "report the accuracy of nearest neighbours among frozen features",
+    "attribute": "write heatmaps of where the features come from, with or without a classifier",
+    "report": "write report.html from what a run folder holds",
+}
+EXAMPLES = {
+    "demo": ["heatssl demo", "heatssl demo seed=1 output=runs/demo_seed1"],
+    "pretrain": [
+        "heatssl pretrain recipe=demo",
+        "heatssl pretrain data=folder data.root=/path/to/images backbone=vit_small_patch16_224",
+        "heatssl pretrain recipe=imagenette_cpu data.root=imagenette96.tar output=runs/mine",
+        "torchrun --nproc-per-node=8 tools/pretrain.py recipe=imagenet_vit_small data.root=/path/to/imagenet",
+    ],
+    "probe": [
+        "heatssl probe run=runs/demo",
+        "heatssl probe run=runs/demo/best data=folder data.root=/path/to/images",
+    ],
+    "knn": [
+        "heatssl knn run=runs/demo",
+        "heatssl knn run=timm:vit_small_patch16_224 data=folder data.root=/path/to/images",
+    ],
+    "attribute": [
+        "heatssl attribute run=runs/demo",
+        "heatssl attribute run=runs/demo methods=[gradcam] images=[cat.jpg,dog.jpg] target=cat.jpg",
+    ],
+    "report": ["heatssl report run=runs/demo"],
+}
+
+
+def overview() -> str:
+    """Body of ``heatssl --help``."""
+    lines = [f"  {name:<10} {summary}" for name, summary in SUMMARY.items()]
+    return "\n".join(["commands:", *lines, "", "`heatssl COMMAND --help` lists the settings of a command."])
+
+
+def command_help(command: str) -> str:
+    """Body of ``heatssl COMMAND --help``: examples, groups and their options, settings and their defaults."""
+    paragraphs = ["examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command])]
+    if command == "demo":
+        return "\n\n".join(
+            [*paragraphs, "Settings are those of pretrain with recipe=demo: heatssl pretrain --help"]
+        )
+    if groups(command):
+        paragraphs.append("groups, each option a file of configs/:\n" + "\n".join(_group_lines(command)))
+    opening = "settings, with the value they have when no group sets another:\n"
+    paragraphs.append(opening + "\n".join(_setting_lines(SCHEMAS[command])))
+    if "objective" in groups(command):
+        paragraphs += [_objective_paragraph(name) for name in options("objective")]
+    return "\n\n".join(paragraphs)
+
+
+def _group_lines(command: str) -> list[str]:
+    choices = [(group, option) for group in groups(command) for option in options(group)]
+    width = max(len(f"{group}={option}") for group, option in choices)
+    return [f"  {f'{group}={option}':<{width}}  {first_remark(group, option)}" for group, option in choices]
+
+
+def _objective_paragraph(name: str) -> str:
+    settings = remarked_settings("objective", name)
+    lines = [_line(f"objective.{key}={value}", remark) for key, value, remark in settings if key != "name"]
+    return f"settings of objective={name}:\n" + "\n".join(lines)
+
+
+def _setting_lines(schema: type, prefix: str = "") -> list[str]:
+    lines = []
+    remarks = _remarks(schema)
+    for setting in fields(schema):
+        key = f"{prefix}{setting.name}"
+        if isinstance(setting.type, type) and is_dataclass(setting.type):
+            lines += _setting_lines(setting.type, f"{key}.")
+            continue
+        default = setting.default_factory() if setting.default_factory is not MISSING else setting.default
+        lines.append(_line(f"{key}={_word(default)}", remarks.get(setting.name, "")))
+    return lines
+
+
+def _line(setting: str, remark: str) -> str:
+    return f"  {setting:<40}  {remark}".rstrip()
+
+
+def _remarks(schema: type) -> dict[str, str]:
+    """Setting -> the comment behind it in the source, base classes included."""
+    remarks: dict[str, str] = {}
+    for kind in reversed(schema.__mro__):
+        if is_dataclass(kind):
+            remarks |= dict(
+                re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(kind), flags=re.MULTILINE)
+            )
+    return remarks
+
+
+def _word(value: Any) -> str:
+    """A default the way it is written on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {_word(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_word(part) for part in value) + "]"
+    return str(value)

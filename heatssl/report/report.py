@@ -1,0 +1,209 @@
+"""Build report.html from a run folder: read, compute, fill the template, write in one go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from heatssl.errors import UserError
+from heatssl.report.charts import Series, line_chart, value_label
+from heatssl.report.numbers import Comparison, compare, percent, signed, verdict
+from heatssl.report.pictures import heatmap_groups, scenes
+from heatssl.report.reproduce import follow_up_commands, pretrain_command
+from heatssl.report.run_folder import RunFolder, is_number, read_run
+
+# key of metrics.jsonl -> how its curve is drawn
+MAIN_CURVES: dict[str, dict[str, Any]] = {
+    "train/loss": {"title": "loss", "note": "pretraining loss, raw and running mean", "smooth": True},
+    "knn/accuracy": {
+        "title": "kNN accuracy",
+        "unit": "%",
+        "scale": 100.0,
+        "note": "online, on images held out of train",
+    },
+    "health/rankme": {
+        "title": "RankMe",
+        "note": "effective number of feature dimensions; near 1 means collapse",
+        "from_zero": True,
+    },
+    "health/law_residual": {
+        "title": "law residual",
+        "note": "how far features are from obeying the law",
+        "from_zero": True,
+    },
+    "health/channel_std": {
+        "title": "channel spread",
+        "note": "standard deviation per channel; near 0 means collapse",
+        "from_zero": True,
+    },
+    "train/lr": {"title": "learning rate", "note": "warm-up, then cosine", "from_zero": True},
+}
+NOT_CURVES = {"step", "epoch", "seconds"}
+
+
+@dataclass
+class Curve:
+    """One chart with its heading; ``last`` is what the heading shows until the pointer is over the chart."""
+
+    title: str
+    note: str
+    last: str
+    chart: Markup
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into a run folder, from the files found there, and return its path.
+
+    A file that is missing or broken becomes a remark in its section.
+
+    Raises:
+        UserError: when ``run`` is not a run folder, or cannot be written to.
+    """
+    run = Path(run)
+    page = render(read_run(run))
+    path, half_written = run / "report.html", run / "report.html.tmp"
+    try:
+        half_written.write_text(page, encoding="utf-8")
+        half_written.replace(path)
+    except OSError as error:
+        half_written.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or fix its permissions"
+        ) from error
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """The whole page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("heatssl.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "signed": signed, "thousands": thousands}
+    comparisons = compare(run.results)
+    main, more = curves(run.metrics)
+    pictures, residual_range = scenes(run.pictures)
+    objective = run.config.get("objective")
+    return environment.get_template("template.html").render(
+        name=run.path.resolve().name,
+        verdict=verdict(comparisons),
+        facts=facts(run),
+        comparisons=comparisons,
+        lacking=lacking(comparisons),
+        curves=main,
+        more_curves=more,
+        scenes=pictures,
+        residual_range=residual_range,
+        true_statistics=isinstance(objective, dict) and objective.get("target", "normalised") == "normalised",
+        groups=heatmap_groups(run),
+        problems=run.problems,
+        commands=follow_up_commands(run.path),
+        reproduce=reproduce(run),
+        config_text=run.config_text,
+    )
+
+
+def reproduce(run: RunFolder) -> str:
+    """Shell lines that make the run again, in a folder beside it, as a finished run stays as it is."""
+    if not run.config:
+        return ""
+    again = f"runs/{run.path.resolve().name}_again"
+    commands = follow_up_commands(again, (run.results or [{}])[-1].get("seed"))
+    return "\n".join([pretrain_command(run.config, again), *commands.values()])
+
+
+def lacking(comparisons: list[Comparison]) -> list[str]:
+    """Commands whose numbers are not there yet."""
+    present = {comparison.metric for comparison in comparisons if comparison.pretrained}
+    return [command for metric, command in (("linear", "probe"), ("knn", "knn")) if metric not in present]
+
+
+def curves(metrics: list[dict[str, float]]) -> tuple[list[Curve], list[Curve]]:
+    """The main curves, and one for every other key that was logged."""
+    keys = sorted({key for row in metrics for key in row} - NOT_CURVES)
+    others = [key for key in keys if key not in MAIN_CURVES]
+    return [_curve(metrics, key) for key in MAIN_CURVES if key in keys], [
+        _curve(metrics, key) for key in others
+    ]
+
+
+def _curve(metrics: list[dict[str, float]], key: str) -> Curve:
+    measured = [(row["step"], row[key]) for row in metrics if key in row]
+    settings = MAIN_CURVES.get(key, {"title": key})
+    series = Series(
+        steps=[step for step, _ in measured],
+        values=[value for _, value in measured],
+        **{"unit": "", **settings},
+    )
+    last = value_label(series.values[-1] * series.scale) + (f"\u00a0{series.unit}" if series.unit else "")
+    return Curve(series.title, series.note, last, line_chart(series))
+
+
+def facts(run: RunFolder) -> list[tuple[str, str]]:
+    """What the run was, as (name, value); what is unknown is left out."""
+    config, trainer, data = run.config, _table(run.config, "trainer"), _table(run.config, "data")
+    objective, newest = _table(config, "objective"), (run.results or [{}])[-1]
+    arguments = _table(config, "backbone_arguments") or _table(run.backbone, "arguments")
+    image_size = data.get("image_size") or run.backbone.get("image_size")
+    last = run.metrics[-1] if run.metrics else {}
+    speeds = sorted(row["train/images_per_second"] for row in run.metrics if "train/images_per_second" in row)
+    named = {
+        "backbone": _join([config.get("backbone") or run.backbone.get("name"), *_settings(arguments)]),
+        "data": _join([data.get("name"), data.get("root"), f"{image_size} px" if image_size else None]),
+        "objective": _join(
+            [
+                objective.get("name"),
+                *_settings({key: value for key, value in objective.items() if key != "name"}),
+            ]
+        ),
+        "steps": _steps(last.get("step"), trainer.get("steps")),
+        "batch": trainer.get("batch_size"),
+        "seed": config.get("seed"),
+        "training time": duration(last["seconds"]) if "seconds" in last else None,
+        "speed": f"{thousands(round(speeds[len(speeds) // 2]))} images/s (median)" if speeds else None,
+        "hardware": newest.get("hardware"),
+        "commit": newest.get("commit"),
+    }
+    return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
+
+
+def _steps(done: float | None, planned: object) -> str | None:
+    if not is_number(planned):
+        return thousands(done) if done is not None else None
+    if done is not None and done + 1 < planned:
+        return f"{thousands(done)} of {thousands(planned)} logged"
+    return thousands(planned)
+
+
+def _table(config: dict[str, Any], name: str) -> dict[str, Any]:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _join(parts: list[Any]) -> str:
+    return " · ".join(str(part) for part in parts if part not in (None, ""))
+
+
+def _settings(table: dict[str, Any]) -> list[str]:
+    """``{"depth": 6, "commuting": True}`` -> depth 6, commuting true."""
+    return [
+        f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items()
+    ]
+
+
+def duration(seconds: float) -> str:
+    """93 -> 1 min 33 s."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def thousands(value: Any) -> str:
+    """12345 -> 12,345; what is no number stays as it is."""
+    return f"{round(value):,}" if is_number(value) else str(value)

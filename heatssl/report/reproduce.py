@@ -1,0 +1,52 @@
+"""The commands that make a run and its numbers again, from its resolved configuration alone."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from heatssl.config_file import flatten
+
+BOOKKEEPING = {"output", "resume"}  # where a run is written does not change it
+GROUPS = {
+    "data.name": "data",
+    "objective.name": "objective",
+}  # choosing a group's file brings in its own keys
+OPEN = ("backbone_arguments.", "objective.")  # values of any type: text among them needs quotes
+PLAIN = re.compile(r"(?!(?:null|true|false)$)[a-z_][a-z0-9_./:-]*", re.IGNORECASE)  # needs no quotes in Hydra
+
+
+def pretrain_command(config: dict[str, Any], output: str) -> str:
+    """``heatssl pretrain`` with every setting written out, so that it holds whatever the defaults become."""
+    words = ["heatssl pretrain", shlex.quote(f"output={output}")]
+    settings = flatten(config)
+    for key in sorted(settings, key=lambda key: key not in GROUPS):
+        value = settings[key]
+        if key not in BOOKKEEPING:
+            is_text = isinstance(value, str) and not key.startswith(OPEN)
+            words.append(shlex.quote(f"{GROUPS.get(key, key)}={value if is_text else literal(value)}"))
+    return " \\\n    ".join(words)
+
+
+def follow_up_commands(run: str | Path, seed: object = None) -> dict[str, str]:
+    """What adds the other sections to a report, by sub-command; the default seed is left out."""
+    commands = {
+        name: f"heatssl {name} {shlex.quote(f'run={run}')}"
+        for name in ("probe", "knn", "attribute", "report")
+    }
+    if seed:
+        commands |= {name: f"{commands[name]} seed={seed}" for name in ("probe", "knn")}
+    return commands
+
+
+def literal(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(map(literal, value)) + "]"
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)

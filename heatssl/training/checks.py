@@ -1,0 +1,90 @@
+"""What can be known to be wrong before the first step."""
+
+import shutil
+from pathlib import Path
+
+from heatssl.config import PretrainConfig
+from heatssl.config_file import differences, load_config, save_config
+from heatssl.errors import UserError
+from heatssl.export import disk_errors
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+SHOWN_DIFFERENCES = 3
+
+
+def check_settings(config: PretrainConfig) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        UserError: on the first such value.
+    """
+    trainer, optimizer = config.trainer, config.optimizer
+    for name, value, least in (
+        ("trainer.steps", trainer.steps, 1),
+        ("trainer.batch_size", trainer.batch_size, 1),
+        ("trainer.devices", trainer.devices, 1),
+        ("trainer.nodes", trainer.nodes, 1),
+        ("trainer.log_every", trainer.log_every, 1),
+        ("trainer.checkpoint_every", trainer.checkpoint_every, 1),
+        ("trainer.knn_every", trainer.knn_every, 0),
+        ("trainer.gradient_clip", trainer.gradient_clip, 0),
+        ("optimizer.warmup_steps", optimizer.warmup_steps, 0),
+        ("optimizer.weight_decay", optimizer.weight_decay, 0),
+        ("optimizer.final_learning_rate", optimizer.final_learning_rate, 0),
+        ("data.workers", config.data.workers, 0),
+    ):
+        if value < least:
+            raise UserError(f"{name}={value} must be {least} or more")
+    if optimizer.learning_rate <= 0:
+        raise UserError(f"optimizer.learning_rate={optimizer.learning_rate} must be above 0")
+    for name, choice, choices in (
+        ("trainer.precision", trainer.precision, ("32", "bf16")),
+        ("trainer.accelerator", trainer.accelerator, ACCELERATORS),
+        ("resume", config.resume, ("auto", "never")),
+    ):
+        if choice not in choices:
+            raise UserError(f"{name}={choice} is unknown: choose one of {', '.join(choices)}")
+
+
+def claim_folder(config: PretrainConfig) -> None:
+    """Create the output folder with its config.yaml, or find the same run in it.
+
+    Raises:
+        UserError: when it holds another run (the first differences are named), when it holds any run and
+            ``resume=never``, and when it cannot be written.
+    """
+    folder = Path(config.output)
+    path = folder / "config.yaml"
+    if path.exists():
+        if config.resume == "never":
+            raise UserError(
+                f"{folder} holds a run: choose another output=FOLDER, or resume=auto to go on with it"
+            )
+        changed = differences(load_config(path), config)
+        if changed:
+            more = f" and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
+            raise UserError(
+                f"{folder} holds a different run ({', '.join(changed[:SHOWN_DIFFERENCES])}{more}): "
+                "choose another output=FOLDER"
+            )
+    with disk_errors(folder):
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UserError(f"output={folder} is a file: choose another output=FOLDER") from error
+        save_config(config, path)
+
+
+def check_space(folder: Path, parameters: int, files: int) -> None:
+    """Refuse a disk on which ``files`` checkpoints of so many parameters do not fit.
+
+    Raises:
+        UserError: with the space that is needed and that there is.
+    """
+    needed = files * parameters * 3 * 4  # weights and two moments, four bytes each
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 2**20:.0f} MiB free, the checkpoints need {needed / 2**20:.0f} MiB: "
+            "free space or choose another output=FOLDER"
+        )

@@ -1,0 +1,24 @@
+"""Learning rate by step: linear warm-up, then half a cosine."""
+
+import math
+from collections.abc import Callable
+
+from heatssl.config import OptimizerConfig
+
+
+def learning_rate(step: int, steps: int, optimizer: OptimizerConfig) -> float:
+    """Learning rate of step ``step`` of ``steps``, both counted from 0.
+
+    Rises by equal amounts to ``learning_rate``, which step ``warmup_steps`` is the first to have in full;
+    falls along a cosine to ``final_learning_rate``, which the last step has.
+    """
+    peak, final, warmup = optimizer.learning_rate, optimizer.final_learning_rate, optimizer.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def factor(steps: int, optimizer: OptimizerConfig) -> Callable[[int], float]:
+    """:func:`learning_rate` as a multiple of the peak, as torch's LambdaLR wants it."""
+    return lambda step: learning_rate(step, steps, optimizer) / optimizer.learning_rate

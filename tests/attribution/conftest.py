@@ -1,0 +1,53 @@
+"""Small models of both families, with and without classifier."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+Create = Callable[..., nn.Module]
+
+
+def _small_vit(**arguments: Any) -> nn.Module:
+    torch.manual_seed(0)
+    size = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
+    return timm.create_model("vit_tiny_patch16_224", **(size | arguments)).eval()
+
+
+def _small_cnn(**arguments: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", output_stride=8, **arguments).eval()
+    # An untrained one is linear along the path from zero: statistics as after training bend it.
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(std=0.3)
+            module.running_mean.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture
+def small_vit() -> Create:
+    """A ViT of two blocks on a 4 x 4 grid."""
+    return _small_vit
+
+
+@pytest.fixture
+def small_cnn() -> Create:
+    """A ResNet of ten layers: a 4 x 4 map at 32 pixels."""
+    return _small_cnn
+
+
+@pytest.fixture(params=["vit", "cnn"])
+def create(request: pytest.FixtureRequest) -> Create:
+    """Each of the two in turn."""
+    return _small_vit if request.param == "vit" else _small_cnn
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Three normalised images (3, 3, 32, 32)."""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,129 @@
+"""The public function: ranges, sizes, targets, and that it leaves the model and the caller as they were."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from heatssl.attribution import attribute, method_names, overlay
+from heatssl.backbones import pooled_features
+from heatssl.errors import UserError
+from heatssl.evaluation import LinearProbe
+
+Create = Callable[..., nn.Module]
+
+def _probe(channels: int, classes: int = 4) -> LinearProbe:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(classes, channels, generator=generator)
+    return LinearProbe(weight, torch.zeros(classes), torch.zeros(channels), torch.ones(channels))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "integrated_gradients"])
+@pytest.mark.parametrize("family", ["vit", "vit with registers", "cnn"])
+@pytest.mark.parametrize("kind", ["self", "embedding", "probe", "classifier", "labels"])
+def test_every_target_gives_a_map_in_the_unit_range(
+    small_vit: Create, small_cnn: Create, method: str, family: str, kind: str, images: Tensor
+) -> None:
+    create = small_cnn if family == "cnn" else partial(small_vit, reg_tokens=4 if "registers" in family else 0)
+    model = create(num_classes=6 if kind in ("classifier", "labels") else 0)
+    channels = pooled_features(model, images).shape[1]
+    other = pooled_features(model, images.flip(3))[0].detach()
+    target = {"self": "self", "embedding": other, "probe": 2, "classifier": 5, "labels": torch.tensor([0, 5, 1])}[kind]
+    options = {"probe": _probe(channels)} if kind == "probe" else {}
+    if method == "integrated_gradients":
+        options["steps"] = 3
+    maps = attribute(model, images, method, target, **options)
+    assert maps.shape == (3, 32, 32)
+    assert maps.min() >= 0
+    # Grad-CAM may be empty for an image that holds nothing of the class; never for all of them.
+    assert maps.amax() == 1
+    assert torch.isfinite(maps).all()
+    assert attribute(model, images, method, target, size="map", **options).shape == (3, 4, 4)
+
+
+def test_labels_per_image_equal_one_call_per_label(small_vit: Create, images: Tensor) -> None:
+    model = small_vit(num_classes=6)
+    together = attribute(model, images, "integrated_gradients", torch.tensor([4, 0, 2]), normalize=False, steps=4)
+    for row, label in enumerate((4, 0, 2)):
+        alone = attribute(model, images[row : row + 1], "integrated_gradients", label, normalize=False, steps=4)
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_probe_is_a_classifier_of_the_pooled_embedding(small_vit: Create, images: Tensor) -> None:
+    """A ViT whose own head is the probe must get the very same map."""
+    model = small_vit(num_classes=4, global_pool="avg", final_norm=True, fc_norm=False)
+    probe = LinearProbe(model.head.weight.detach(), model.head.bias.detach(), torch.zeros(48), torch.ones(48))
+    own = attribute(model, images, "integrated_gradients", 1, normalize=False, steps=4)
+    probed = attribute(model, images, "integrated_gradients", 1, normalize=False, steps=4, probe=probe)
+    torch.testing.assert_close(own, probed, rtol=1e-4, atol=1e-6)
+
+
+def test_geometry_comes_from_the_model(small_vit: Create) -> None:
+    wide = torch.randn(2, 3, 32, 48)
+    model = small_vit(num_classes=0, img_size=(32, 48))
+    assert attribute(model, wide, size="map").shape == (2, 4, 6)
+    assert attribute(model, wide).shape == (2, 32, 48)
+
+
+def test_the_coarse_map_of_integrated_gradients_keeps_the_sum(small_vit: Create, images: Tensor) -> None:
+    model = small_vit(num_classes=0)
+    fine = attribute(model, images, "integrated_gradients", normalize=False, steps=4)
+    coarse = attribute(model, images, "integrated_gradients", normalize=False, steps=4, size="map")
+    assert coarse.shape == (3, 4, 4)
+    torch.testing.assert_close(coarse[0, 1, 2], fine[0, 8:16, 16:24].sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_model_and_caller_stay_as_they_were(small_cnn: Create, images: Tensor) -> None:
+    model = small_cnn(num_classes=4)
+    model.layer1.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with torch.inference_mode():
+        maps = attribute(model, images + 0, "gradcam", 1)
+    assert maps.amax() > 0
+    assert model.layer1.training
+    assert not model.layer2.training
+    assert "forward_features" not in vars(model)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_methods_are_found_by_file_name() -> None:
+    assert method_names() == ["gradcam", "integrated_gradients"]
+
+
+def test_bad_input_names_the_fix(small_vit: Create, images: Tensor) -> None:
+    plain, classifier = small_vit(num_classes=0), small_vit(num_classes=3)
+    for message, call in {
+        "did you mean 'gradcam'": (plain, images, "grad_cam"),
+        "no classifier": (plain, images, "gradcam", 1),
+        "3 classes": (classifier, images, "gradcam", 3),
+        "use 'self'": (plain, images, "gradcam", "cat"),
+        "target embedding": (plain, images, "gradcam", torch.zeros(7)),
+        "normalised floats": (plain, images.to(torch.uint8)),
+        "NaN": (plain, images * float("nan")),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            attribute(*call)
+
+
+def test_overlay_shows_heat_where_it_is_and_its_scale() -> None:
+    grey = np.full((32, 32, 3), 128, dtype=np.uint8)
+    heat = np.zeros((4, 4), dtype=np.float32)
+    heat[0, 3] = 1.0
+    picture = np.asarray(overlay(grey, heat, size=128, largest=0.031)).astype(int)
+    assert picture.shape[0] == 128
+    assert 128 < picture.shape[1] < 200
+    bright, dark = picture[8, 120].sum(), picture[110, 10].sum()
+    assert bright > dark + 200
+    # The bar runs from the brightest colour at its top to the darkest at its bottom, beside written labels.
+    column = picture[8:120, 128 + 6].sum(axis=1)
+    assert column[0] > column[-1] + 300
+    labels = picture[:, 128 + 12 :]
+    assert (labels[:20] < 100).any()
+    assert (labels[-20:] < 100).any()
+    assert not np.array_equal(picture, np.asarray(overlay(grey, heat, size=128, largest=0.5)).astype(int)[:, : picture.shape[1]])

@@ -1,0 +1,69 @@
+"""A wrong neighbour or vote would shift every published kNN number without anyone noticing."""
+
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from heatssl.errors import UserError
+from heatssl.evaluation import knn_accuracy
+
+
+def _clusters(count: int, seed: int, classes: int = 5, channels: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    centres = torch.randn(classes, channels, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return centres[labels] + 1.5 * torch.randn(count, channels, generator=generator), labels
+
+
+TRAIN, TEST = _clusters(300, 1), _clusters(200, 2)
+
+
+@pytest.mark.parametrize("k", [1, 7, 20])
+def test_equals_scikit_learn(k: int) -> None:
+    reference = KNeighborsClassifier(n_neighbors=k, metric="cosine").fit(*TRAIN).score(*TEST)
+    assert 0.3 < reference < 0.95
+    assert knn_accuracy(*TRAIN, *TEST, k=k) == pytest.approx(reference, abs=1e-9)
+
+
+def test_weighted_vote_equals_the_formula() -> None:
+    similarity = torch.nn.functional.normalize(TEST[0]) @ torch.nn.functional.normalize(TRAIN[0]).T
+    best = similarity.topk(20)
+    votes = torch.zeros(len(TEST[0]), 5).scatter_add_(1, TRAIN[1][best.indices], (best.values / 0.07).exp())
+    expected = (votes.argmax(1) == TEST[1]).float().mean().item()
+    assert knn_accuracy(*TRAIN, *TEST, k=20, temperature=0.07) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_tiny_temperature_is_the_nearest_neighbour_and_does_not_overflow() -> None:
+    assert knn_accuracy(*TRAIN, *TEST, k=20, temperature=1e-5) == knn_accuracy(*TRAIN, *TEST, k=1)
+
+
+@pytest.mark.parametrize("chunks", [(50, 1), (7, 13), (64, 300)])
+def test_chunks_do_not_change_the_number(chunks: tuple[int, int]) -> None:
+    whole = knn_accuracy(*TRAIN, *TEST, k=9)
+    assert knn_accuracy(*TRAIN, *TEST, k=9, query_chunk=chunks[0], bank_chunk=chunks[1]) == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_accepted(dtype: torch.dtype) -> None:
+    halves = knn_accuracy(TRAIN[0].to(dtype), TRAIN[1], TEST[0].to(dtype), TEST[1], k=20)
+    assert halves == pytest.approx(knn_accuracy(*TRAIN, *TEST, k=20), abs=0.02)
+
+
+def test_labels_need_not_be_contiguous() -> None:
+    assert knn_accuracy(TRAIN[0], TRAIN[1] * 100 + 7, TEST[0], TEST[1] * 100 + 7) == knn_accuracy(*TRAIN, *TEST)
+
+
+def test_bad_input_is_named() -> None:
+    broken = TEST[0].clone()
+    broken[3, 2] = float("nan")
+    for message, arguments in {
+        "among 300": (*TRAIN, *TEST, 301),
+        "test features contain NaN": (*TRAIN, broken, TEST[1]),
+        "pool over positions": (TRAIN[0][..., None], TRAIN[1], *TEST),
+        "same backbone": (*TRAIN, TEST[0][:, :4], TEST[1]),
+        "train is empty": (TRAIN[0][:0], TRAIN[1][:0], *TEST),
+        "labels integer": (TRAIN[0], TRAIN[1].float(), *TEST),
+        "temperature": (*TRAIN, *TEST, 20, 0.0),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            knn_accuracy(*arguments)

@@ -1,0 +1,112 @@
+"""Backbones go out and come back the same, or say why not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from heatssl.backbones import create_backbone
+from heatssl.errors import UserError
+from heatssl.export import BackboneInfo, load_backbone, save_backbone
+
+ARGUMENTS = {"depth": 1, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+INFO = BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, [0.5, 0.4, 0.3], [0.2, 0.2, 0.2], step=7)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").touch()
+    save_backbone(tmp_path, create_backbone(INFO.name, INFO.image_size, **ARGUMENTS), INFO)
+    return tmp_path
+
+
+def test_round_trip(run: Path) -> None:
+    backbone, info = load_backbone(run)
+    assert info == INFO
+    assert not backbone.training
+    again, _ = load_backbone(str(run))
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(backbone(images), again(images))
+
+
+def test_plain_timm_loads_the_file(run: Path) -> None:
+    """The weights are usable without heatssl."""
+    model = timm.create_model(INFO.name, num_classes=0, img_size=INFO.image_size, **ARGUMENTS)
+    model.load_state_dict(safetensors.torch.load_file(run / "backbone.safetensors"))
+
+
+def test_names_of_a_compiled_wrapper_do_not_reach_the_file(tmp_path: Path) -> None:
+    wrapped = torch.compile(create_backbone(INFO.name, INFO.image_size, **ARGUMENTS))
+    save_backbone(tmp_path, wrapped, INFO)
+    load_backbone(tmp_path)
+
+
+def test_best_stands_beside_last(run: Path) -> None:
+    with pytest.raises(UserError, match=r"no best weights.*knn_every"):
+        load_backbone(run / "best")
+    backbone = create_backbone(INFO.name, INFO.image_size, **ARGUMENTS)
+    save_backbone(run, backbone, BackboneInfo(**{**vars(INFO), "step": 3}), prefix="best_")
+    assert load_backbone(run / "best")[1].step == 3
+    assert load_backbone(run)[1].step == 7
+
+
+def test_missing_folder_and_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_backbone(tmp_path / "absent")
+    with pytest.raises(UserError, match="does not exist"):
+        load_backbone(tmp_path / "absent/best")
+    with pytest.raises(UserError, match="not a run folder"):
+        load_backbone(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match="first checkpoint"):
+        load_backbone(tmp_path)
+
+
+def test_mismatch_names_both_architectures(run: Path) -> None:
+    description = json.loads((run / "backbone.json").read_text())
+    description["arguments"]["embed_dim"] = 96
+    (run / "backbone.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"embed_dim=48.*embed_dim=96.*instead of"):
+        load_backbone(run)
+
+
+def test_damaged_files_are_named(run: Path) -> None:
+    (run / "backbone.safetensors").write_bytes(b"1234")
+    with pytest.raises(UserError, match=r"backbone\.safetensors is damaged"):
+        load_backbone(run)
+    (run / "backbone.json").write_text("{}")
+    with pytest.raises(UserError, match=r"backbone\.json describes no backbone"):
+        load_backbone(run)
+    (run / "backbone.json").write_text(json.dumps({**vars(INFO), "format": "other-2"}))
+    with pytest.raises(UserError, match="other-2"):
+        load_backbone(run)
+
+
+def test_timm_random_follows_the_seed() -> None:
+    torch.manual_seed(0)
+    backbone, info = load_backbone("timm:resnet10t?random")
+    torch.manual_seed(0)
+    again, _ = load_backbone("timm:resnet10t?random")
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
+    assert info.name == "resnet10t"
+    assert info.image_size == timm.get_pretrained_cfg("resnet10t").input_size[-1]
+    assert len(info.mean) == len(info.std) == 3
+
+
+def test_timm_errors_name_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="did you mean 'resnet10t'"):
+        load_backbone("timm:resnett10t?random")
+    with pytest.raises(UserError, match=r"only option is \?random"):
+        load_backbone("timm:resnet10t?best")
+    with pytest.raises(UserError, match=r"no pretrained weights for vit_giant_patch14_224.*\?random"):
+        load_backbone("timm:vit_giant_patch14_224")
+
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("heatssl.export.create_backbone", offline)
+    with pytest.raises(UserError, match=r"could not be downloaded \(ConnectionError\).*\?random"):
+        load_backbone("timm:resnet10t")

@@ -1,0 +1,87 @@
+"""A full disk costs the newest checkpoint, never the one before."""
+
+import errno
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from heatssl.config import PretrainConfig
+from heatssl.errors import UserError
+from heatssl.export import write_atomically
+from heatssl.training import pretrain
+
+MakeConfig = Callable[..., PretrainConfig]
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["torch.save", "replace"])
+def test_full_disk_keeps_the_earlier_checkpoint(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = make_config(steps=12, checkpoint_every=4, knn_every=0)
+    save, replace = torch.save, Path.replace
+
+    def save_until_full(checkpoint: dict[str, Any], file: io.BufferedWriter) -> None:
+        if checkpoint["global_step"] == 8:
+            file.write(b"half")
+            raise FULL
+        save(checkpoint, file)
+
+    def replace_until_full(path: Path, target: Path) -> Path:
+        if target.name == "last.ckpt" and target.exists():
+            raise FULL
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        if where == "torch.save":
+            patched.setattr(torch, "save", save_until_full)
+        else:
+            patched.setattr(Path, "replace", replace_until_full)
+        with pytest.raises(
+            UserError, match=r"no space left on device.*last\.ckpt.*run the same command again"
+        ):
+            pretrain(config)
+    checkpoints = Path(config.output) / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"], "no half-written file stays"
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 4
+    pretrain(config)
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_torch_hides_a_full_disk_behind_another_error(tmp_path: Path) -> None:
+    """torch.save turns a failed write into a RuntimeError: it must still be told as what it is."""
+
+    class Full(io.RawIOBase):
+        def write(self, data: Any) -> int:
+            raise FULL
+
+    with pytest.raises(UserError, match="no space left on device"):
+        write_atomically(tmp_path / "x.ckpt", lambda _: torch.save({"a": torch.zeros(10)}, Full()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_is_found_before_the_first_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    config = make_config()
+    with pytest.raises(UserError, match=r"0 MiB free.*choose another output"):
+        pretrain(config)
+    assert not (Path(config.output) / "metrics.jsonl").exists()
+
+
+def test_other_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("something else")
+
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(RuntimeError, match="something else"):
+        write_atomically(tmp_path / "x", broken)
+    assert (tmp_path / "x").read_text() == "old"

@@ -1,0 +1,132 @@
+"""A run that was stopped, however rudely, ends like one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from heatssl.config import PretrainConfig
+from heatssl.config_file import save_config
+from heatssl.training import pretrain
+from heatssl.training.module import PretrainModule, step_seed
+
+MakeConfig = Callable[..., PretrainConfig]
+
+REPEATABLE = (
+    "step",
+    "epoch",
+    "train/loss",
+    "train/gradient_norm",
+    "train/lr",
+    "knn/accuracy",
+    "health/rankme",
+)
+
+KILLED_WHILE_WRITING = """
+import io, os, signal, sys
+import torch
+from heatssl.config_file import load_config
+from heatssl.training import pretrain
+
+torch.set_num_threads(1)
+saved = []
+save = torch.save
+
+def half(checkpoint, file):
+    saved.append(checkpoint["global_step"])
+    if saved == [8, 16]:
+        whole = io.BytesIO()
+        save(checkpoint, whole)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(checkpoint, file)
+
+torch.save = half
+pretrain(load_config(sys.argv[1]))
+"""
+
+
+def repeatable(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in REPEATABLE if key in line} for line in lines]
+
+
+def assert_same_run(interrupted: Path, whole: Path) -> None:
+    assert repeatable(interrupted) == repeatable(whole)  # every line once, bit for bit
+    one, other = (safetensors.torch.load_file(run / "objective.safetensors") for run in (interrupted, whole))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_a_checkpoint(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("killed", knn_every=20)
+    save_config(config, tmp_path / "asked.yaml")
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_WHILE_WRITING)
+    child = subprocess.run(
+        [sys.executable, script, tmp_path / "asked.yaml"], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    folder = Path(config.output)
+    half_written = folder / "checkpoints/last.ckpt.tmp"
+    assert half_written.exists()
+    assert repeatable(folder)[-1]["step"] == 15, (
+        "the kill left lines that the checkpoint of step 8 has not seen"
+    )
+
+    pretrain(config)
+    assert not half_written.exists()
+    assert_same_run(folder, pretrain(make_config("whole", knn_every=20)))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_the_step_and_the_next_call_goes_on(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    config = make_config("stopped", steps=12)
+    step = PretrainModule.training_step
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def signalled(module: PretrainModule, *arguments: object) -> torch.Tensor:
+        if module.global_step == 4:
+            os.kill(os.getpid(), number)
+        return step(module, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PretrainModule, "training_step", signalled)
+    with pytest.raises(SystemExit) as stopped:
+        pretrain(config)
+    monkeypatch.setattr(PretrainModule, "training_step", step)
+    assert stopped.value.code == code
+    assert "stopped at step 5" in capsys.readouterr().out
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    seconds = torch.load(Path(config.output) / "checkpoints/last.ckpt")["callbacks"]["Metrics"]["seconds"]
+
+    folder = pretrain(config)
+    assert "goes on at step 5" in capsys.readouterr().out
+    assert_same_run(folder, pretrain(make_config("whole", steps=12)))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = [line["seconds"] for line in lines]
+    assert times == sorted(times), "seconds count all sittings together"
+    assert next(line["seconds"] for line in lines if line["step"] == 6) > seconds
+
+
+def test_workers_do_not_change_the_run(make_config: MakeConfig) -> None:
+    one, other = pretrain(make_config("one", steps=4)), pretrain(make_config("other", steps=4, workers=2))
+    assert_same_run(one, other)
+
+
+def test_steps_and_processes_share_no_random_numbers() -> None:
+    seeds = {step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 3 * 50 * 4

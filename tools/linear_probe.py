@@ -1,0 +1,12 @@
+"""Linear probe of frozen features; the same as ``heatssl probe``. One process is enough.
+
+torchrun --nproc-per-node=1 tools/linear_probe.py run=runs/demo
+python tools/linear_probe.py run=runs/demo
+"""
+
+import sys
+
+from heatssl.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["probe", *sys.argv[1:]]))
