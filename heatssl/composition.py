@@ -96,9 +96,7 @@ def _readable(override: str) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise UserError(
-            f"{plain}: this value cannot be read; put it in quotes, as in \"key='a, b'\""
-        ) from error
+        raise UserError(f"{plain}: this value cannot be read; put it in quotes, as in \"key='a, b'\"") from error
     if parsed.is_sweep_override():
         key, _, value = plain.partition("=")
         raise UserError(f"{plain}: one value at a time; a list is written {key}=[{value}]")
@@ -121,11 +119,7 @@ def _nearest(key: str, known: list[str], command: str) -> str:
     found = everywhere.get(word) or _close(word, beside, cutoff=0.6) or _close(word, everywhere, cutoff=0.7)
     if found:
         return f": did you mean {found!r}?"
-    return (
-        f": {parent} has {', '.join(beside)}"
-        if parent and beside
-        else f"; heatssl {command} --help lists all"
-    )
+    return f": {parent} has {', '.join(beside)}" if parent and beside else f"; heatssl {command} --help lists all"
 
 
 def _close(word: str, names: dict[str, str], cutoff: float) -> str | None:
@@ -185,9 +179,7 @@ def _describe(kind: Any) -> str:
         return " or ".join("null" if part is type(None) else _describe(part) for part in get_args(kind))
     if get_origin(kind) is list:
         return "a list of numbers such as [0.1,0.9]" if get_args(kind) == (float,) else "a list such as [a,b]"
-    return EXPECTED.get(
-        get_origin(kind) or kind, "several settings: give them one by one, as key.setting=value"
-    )
+    return EXPECTED.get(get_origin(kind) or kind, "several settings: give them one by one, as key.setting=value")
 
 
 def _yaml(value: Any) -> str:

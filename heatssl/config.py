@@ -20,9 +20,7 @@ class DataConfig:
     name: str = "shapes"
     root: str | None = None
     image_size: int = 64  # pixels, square
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.35, 1.0]
-    )  # area fractions of random-resized-crop
+    crop_scale: list[float] = field(default_factory=lambda: [0.35, 1.0])  # area fractions of random-resized-crop
     flip: bool = True
     colour_jitter: float = 0.0  # strength of brightness, contrast and saturation jitter; hue: a quarter of it
     grey: float = 0.0  # probability of turning an image grey
@@ -68,9 +66,7 @@ class TrainerConfig:
     checkpoint_every: int = 200  # steps between two checkpoints
     knn_every: int = 500  # steps between two online kNN evaluations; 0 turns them off
     knn_train_size: int = 2000  # images of train in the bank of the online kNN
-    knn_val_size: int = (
-        500  # images held out of train that are classified by the online kNN: val stays untouched
-    )
+    knn_val_size: int = 500  # images held out of train that are classified by the online kNN: val stays untouched
     tensorboard: bool = False
 
 

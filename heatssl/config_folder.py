@@ -19,9 +19,7 @@ def config_folder() -> Path:
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / "pretrain.yaml").is_file():
             return folder
-    raise UserError(
-        f"{package} has no configs: install heatssl again, with pip install --force-reinstall heatssl"
-    )
+    raise UserError(f"{package} has no configs: install heatssl again, with pip install --force-reinstall heatssl")
 
 
 def groups(command: str) -> list[str]:

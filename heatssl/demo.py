@@ -66,12 +66,9 @@ def summary(run: Path, seconds: dict[str, float]) -> str:
     from heatssl.report.run_folder import read_run
 
     newest = {comparison.name: comparison for comparison in compare(read_run(run).results)}
-    rows = [("", "pretrained", "random init", "gain")]
+    rows: list[tuple[str, ...]] = [("", "pretrained", "random init", "gain")]
     for name, comparison in newest.items():
-        sides = [
-            percent(side["accuracy"]) if side else "-"
-            for side in (comparison.pretrained, comparison.random_init)
-        ]
+        sides = [percent(side["accuracy"]) if side else "-" for side in (comparison.pretrained, comparison.random_init)]
         rows.append((name, *sides, "-" if comparison.gain is None else f"{signed(comparison.gain)} points"))
     lines = [f"{name:<14}{pretrained:>12}{random:>14}{gain:>15}" for name, pretrained, random, gain in rows]
     lines += ["", *(f"{name}: {comparison.any.get('protocol', '')}" for name, comparison in newest.items())]

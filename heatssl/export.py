@@ -104,9 +104,7 @@ def _find(source: Path) -> tuple[Path, BackboneInfo]:
     weights, description = folder / f"{prefix}backbone.safetensors", folder / f"{prefix}backbone.json"
     if not weights.exists() or not description.exists():
         if not (folder / "config.yaml").exists():
-            raise UserError(
-                f"{folder} is not a run folder, it has no config.yaml: give one of heatssl pretrain"
-            )
+            raise UserError(f"{folder} is not a run folder, it has no config.yaml: give one of heatssl pretrain")
         if best:
             raise UserError(f"{folder} has no best weights, trainer.knn_every=N chooses them: use {folder}")
         raise UserError(f"{folder} has no weights yet: let heatssl pretrain reach its first checkpoint")

@@ -50,9 +50,7 @@ def command_help(command: str) -> str:
     """Body of ``heatssl COMMAND --help``: examples, groups and their options, settings and their defaults."""
     paragraphs = ["examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command])]
     if command == "demo":
-        return "\n\n".join(
-            [*paragraphs, "Settings are those of pretrain with recipe=demo: heatssl pretrain --help"]
-        )
+        return "\n\n".join([*paragraphs, "Settings are those of pretrain with recipe=demo: heatssl pretrain --help"])
     if groups(command):
         paragraphs.append("groups, each option a file of configs/:\n" + "\n".join(_group_lines(command)))
     opening = "settings, with the value they have when no group sets another:\n"
@@ -96,9 +94,7 @@ def _remarks(schema: type) -> dict[str, str]:
     remarks: dict[str, str] = {}
     for kind in reversed(schema.__mro__):
         if is_dataclass(kind):
-            remarks |= dict(
-                re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(kind), flags=re.MULTILINE)
-            )
+            remarks |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(kind), flags=re.MULTILINE))
     return remarks
 
 

@@ -74,9 +74,7 @@ def test_the_overview_lists_every_command_and_no_command_means_help(
 def test_help_of_a_command_lists_its_settings_and_its_options(command: str) -> None:
     shown = command_help(command)
     for key in setting_types(SCHEMAS[command]):
-        if command == "pretrain" or not key.startswith(
-            "data."
-        ):  # elsewhere data is null and shows no settings
+        if command == "pretrain" or not key.startswith("data."):  # elsewhere data is null and shows no settings
             assert f"  {key}=" in shown or f"  {key}." in shown, key
     for group in groups(command):
         for option in options(group):
@@ -109,9 +107,7 @@ def test_an_unknown_command_names_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("command", ["knn", "probe", "attribute", "report"])
-def test_a_missing_run_folder_is_one_line(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_run_folder_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, f"run={tmp_path / 'nowhere'}"]) == 2
     assert re.fullmatch(r"heatssl: error: [^\n]*nowhere[^\n]*\n", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
@@ -180,9 +176,7 @@ def test_a_bug_stays_a_traceback() -> None:
         cli.guarded(lambda: print(1 // 0))
 
 
-def test_debug_shows_the_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HEATSSL_DEBUG", "1")
     assert cli.guarded(raising(UserError("wrong"))) == 2
     assert "Traceback" in capsys.readouterr().err

@@ -72,9 +72,7 @@ def test_evaluation_uses_the_images_of_the_run_unless_others_are_named() -> None
 
 
 def test_backbone_arguments_take_any_key_one_by_one() -> None:
-    config = compose(
-        "pretrain", ["recipe=demo", "backbone_arguments.depth=2", "backbone_arguments.qk_norm=true"]
-    )
+    config = compose("pretrain", ["recipe=demo", "backbone_arguments.depth=2", "backbone_arguments.qk_norm=true"])
     assert config.backbone_arguments["depth"] == 2
     assert config.backbone_arguments["qk_norm"] is True
     assert config.backbone_arguments["patch_size"] == 8
@@ -158,17 +156,13 @@ def test_the_yaml_of_a_data_set_names_itself(name: str) -> None:
 
 
 def test_a_saved_configuration_comes_back_equal(tmp_path: Path) -> None:
-    config = compose(
-        "pretrain", ["recipe=demo", "optimizer.final_learning_rate=1e-7", "output=/a 'b', #c: d"]
-    )
+    config = compose("pretrain", ["recipe=demo", "optimizer.final_learning_rate=1e-7", "output=/a 'b', #c: d"])
     save_config(config, tmp_path / "run" / "config.yaml")
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
-def test_an_interrupted_save_leaves_the_old_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_save_leaves_the_old_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     save_config(PretrainConfig(seed=1), path)
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -187,9 +181,7 @@ def test_an_interrupted_save_leaves_the_old_configuration(
         ("seed: abc", "cannot be read"),
     ],
 )
-def test_a_configuration_that_cannot_be_read_says_which_and_why(
-    text: str | None, wanted: str, tmp_path: Path
-) -> None:
+def test_a_configuration_that_cannot_be_read_says_which_and_why(text: str | None, wanted: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)

@@ -63,9 +63,7 @@ def test_a_miniature_demo_ends_with_numbers_and_a_report(
     assert report == tmp_path / "runs/demo/report.html"
     assert printed.rstrip().endswith(str(report))
     for name in ("linear probe", "kNN"):
-        assert re.search(
-            rf"^{name} +\d+\.\d % +\d+\.\d % +[+\u2212]\d+\.\d points$", printed, flags=re.MULTILINE
-        )
+        assert re.search(rf"^{name} +\d+\.\d % +\d+\.\d % +[+\u2212]\d+\.\d points$", printed, flags=re.MULTILINE)
         assert re.search(rf"^{name}: \w+", printed, flags=re.MULTILINE)
     page = report.read_text(encoding="utf-8")
     assert 'class="remark"' not in page  # nothing is missing

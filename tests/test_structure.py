@@ -90,11 +90,7 @@ def test_what_a_run_needs_is_declared() -> None:
     declared = {Requirement(need).name.lower() for need in project["dependencies"]}
     declared |= {Requirement(need).name.lower() for need in project["optional-dependencies"]["log"]}
     modules = {"pillow": "PIL", "hydra-core": "hydra", "pyyaml": "yaml"}
-    allowed = (
-        {modules.get(name, name) for name in declared}
-        | set(sys.stdlib_module_names)
-        | {"heatssl", "markupsafe"}
-    )
+    allowed = {modules.get(name, name) for name in declared} | set(sys.stdlib_module_names) | {"heatssl", "markupsafe"}
     imported = re.compile(r"^\s*(?:from|import) ([a-zA-Z_]\w*)", flags=re.MULTILINE)
     foreign = {
         (str(path.relative_to(ROOT)), module)

@@ -39,14 +39,10 @@ def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProce
 
 def test_the_wheel_holds_every_config_and_nothing_of_the_workshop(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {
-        f"heatssl/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")
-    }
+    shipped = {f"heatssl/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert shipped <= names
     assert len(shipped) >= 10
-    data_files = [
-        path for path in (ROOT / "heatssl").rglob("*") if path.suffix in {".html", ".css", ".js", ".typed"}
-    ]
+    data_files = [path for path in (ROOT / "heatssl").rglob("*") if path.suffix in {".html", ".css", ".js", ".typed"}]
     assert {str(path.relative_to(ROOT)) for path in data_files} <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"heatssl"}
 

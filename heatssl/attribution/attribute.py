@@ -34,15 +34,17 @@ def attribute(
     """Where in each image the target comes from.
 
     Args:
-        model: any timm model, with or without classifier; its modes and gradients are left as they are. Integrated
-            gradients of a class takes any module that returns logits.
+        model: any timm model, with or without classifier; its modes and gradients are left as they are.
+            Integrated gradients of a class takes any module that returns logits.
         images: normalised (B, 3, H, W) on the model's device.
         method: name of a file of ``heatssl.attribution.methods``: ``gradcam`` or ``integrated_gradients``.
-        target: ``"self"``: cosine to the image's own pooled embedding; an int, or integer Tensor (B,): class logit
-            of ``probe`` or of the model's own classifier; a floating Tensor (C,) or (B, C): cosine to an embedding.
-        size: ``input``: maps as large as the images (a coarse map is interpolated); ``map``: as large as the feature
-            map (a fine map is summed over each of its positions, so that its total stays).
-        normalize: magnitude, scaled so that the largest of each image is 1; an empty map stays zero. False: raw values.
+        target: ``"self"``: cosine to the image's own pooled embedding; an int, or integer Tensor (B,): class
+            logit of ``probe`` or of the model's own classifier; a floating Tensor (C,) or (B, C): cosine to
+            an embedding.
+        size: ``input``: maps as large as the images (a coarse map is interpolated); ``map``: as large as the
+            feature map (a fine map is summed over each of its positions, so that its total stays).
+        normalize: magnitude, scaled so that the largest of each image is 1; an empty map stays zero. False:
+            raw values.
         probe: classifier of the pooled embedding.
         **options: of the method, for example ``steps`` of integrated gradients or ``layer`` of Grad-CAM.
 
@@ -50,9 +52,11 @@ def attribute(
         (B, H, W) or (B, h, w) float32; in [0, 1] when normalised.
 
     Raises:
-        UserError: on an unknown method (the nearest is named), a target that the model cannot give, or images that
-            are not normalised floats.
+        UserError: on an unknown method (the nearest is named), a target that the model cannot give, or images
+            that are not normalised floats.
     """
+    if size not in ("input", "map"):
+        raise UserError(f"size must be 'input' or 'map', not {size!r}")
     maps = explain(model, images, method, target, probe=probe, **options).maps
     maps = _enlarge(maps, images) if size == "input" else _reduce(maps, model, images)
     return to_unit(maps) if normalize else maps
@@ -120,6 +124,8 @@ def _enlarge(maps: Tensor, images: Tensor) -> Tensor:
 def _reduce(maps: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     if maps.shape[1:] != images.shape[2:]:
         return maps
+    if not hasattr(model, "forward_features"):
+        raise UserError(f"{type(model).__name__} is no timm model and has no feature map: use size='input'")
     with torch.no_grad(), evaluation_mode(model):
         rows, columns = feature_map(model, images[:1]).shape[2:]
     height, width = maps.shape[1:]

@@ -10,8 +10,8 @@ class Attribution(NamedTuple):
 
     Attributes:
         maps: (B, h, w), at the method's own resolution.
-        completeness_error: (B,), how far the sum of the map is from what it should sum to, as a share of it; None
-            for methods that promise no sum.
+        completeness_error: (B,), how far the sum of the map is from what it should sum to, as a share of it;
+            None for methods that promise no sum.
     """
 
     maps: Tensor

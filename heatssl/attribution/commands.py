@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from heatssl.attribution.attribute import explain, find_method
@@ -61,14 +62,15 @@ class Wish:
 def run_attribute(config: AttributeConfig) -> Path:
     """Explain some images by every method asked for, write overlays, print the completeness errors.
 
-    Writes ``attribution/NNN_METHOD_TARGET.png`` and lists them in ``attribution/attribution.json``; what other
-    targets or methods wrote before stays there.
+    Writes ``attribution/NNN_METHOD_TARGET.png`` and lists them in ``attribution/attribution.json``; what
+    other targets or methods wrote before stays there.
 
     Returns:
         The folder of the overlays.
 
     Raises:
-        UserError: on unknown methods, targets or images, or a probe that is missing or belongs to other weights.
+        UserError: on unknown methods, targets or images, or a probe that is missing or belongs to other
+            weights.
     """
     for method in config.methods:
         find_method(method)
@@ -98,12 +100,15 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
     for index, (image, raw) in enumerate(zip(shown, found.maps.abs().cpu().numpy(), strict=True)):
         largest = float(np.quantile(raw, BRIGHTEST)) or float(raw.max()) or 1.0
         file = f"attribution/{index:03d}_{method}_{wish.kind}.png"
-        picture = overlay(image, raw / largest, size=config.size, largest=largest)
-        write_atomically(source.output / file, lambda stream, picture=picture: picture.save(stream, "PNG"))
+        _write_picture(source.output / file, overlay(image, raw / largest, size=config.size, largest=largest))
         entries.append(
             Map(pictures.names[index], pictures.labels[index], method, wish.description, file, errors[index])
         )
     return entries
+
+
+def _write_picture(path: Path, picture: Image.Image) -> None:
+    write_atomically(path, lambda file: picture.save(file, "PNG"))
 
 
 # ---- which images
@@ -117,7 +122,9 @@ def _pictures_of_val(config: AttributeConfig, source: Source) -> Pictures:
     loader = eval_loader(chosen, replace(source.data, workers=0), batch_size=config.count)
     (batch,) = loader
     if not len(batch.images):
-        raise UserError(f"none of the chosen images can be read, the first is {batch.bad[0]}: choose others with images=[...]")
+        raise UserError(
+            f"none of the chosen images can be read, the first is {batch.bad[0]}: choose others with images=[...]"
+        )
     names = [chosen.name(index) for index in batch.indices.tolist()]
     labels = [val.classes[label] for label in batch.labels.tolist()]
     return Pictures(normalise(batch.images.to(source.device), source.data), names, labels)
@@ -125,14 +132,16 @@ def _pictures_of_val(config: AttributeConfig, source: Source) -> Pictures:
 
 def _given_pictures(paths: Sequence[str], source: Source) -> Pictures:
     """Image files, cropped and scaled like those of val."""
-    return Pictures(torch.cat([_read(path, source) for path in paths]), [str(path) for path in paths], [""] * len(paths))
+    return Pictures(
+        torch.cat([_read(path, source) for path in paths]), [str(path) for path in paths], [""] * len(paths)
+    )
 
 
 def _read(path: str, source: Source) -> Tensor:
     """One image file -> normalised (1, 3, S, S)."""
     try:
         image = decode(Path(path).read_bytes())
-    except Exception as error:  # noqa: BLE001 - every decoder has exceptions of its own
+    except Exception as error:
         raise UserError(f"image {path} cannot be read ({error}): give the path of a JPEG or PNG file") from error
     pixels = centre_crop(image, source.data.image_size)[None]
     return normalise(pixels.to(source.device), source.data)
@@ -151,8 +160,8 @@ def _wish(target: str, pictures: Pictures, source: Source) -> Wish:
         return Wish("image", f"image: cosine to the embedding of {Path(target).name}", reference)
     if target != "probe" and not file.exists():
         raise UserError(
-            f"target={target} is no file, and classes need a probe: run `heatssl probe run={source.name}` first, "
-            "or use target=self"
+            f"target={target} is no file, and classes need a probe: "
+            f"run `heatssl probe run={source.name}` first, or use target=self"
         )
     probe, classes = load_probe(file, fingerprint(source.backbone))
     probe = probe.to(source.device)
@@ -160,7 +169,9 @@ def _wish(target: str, pictures: Pictures, source: Source) -> Wish:
         return Wish("probe", "probe: logit of the image's class", _labels(pictures, classes, probe, source), probe)
     if target not in classes:
         nearest = difflib.get_close_matches(target, classes, n=1, cutoff=0.0)[0]
-        raise UserError(f"target={target} is neither a file nor a class: did you mean {nearest!r}? Or use self or probe")
+        raise UserError(
+            f"target={target} is neither a file nor a class: did you mean {nearest!r}? Or use self or probe"
+        )
     label = torch.full((len(pictures.names),), classes.index(target), device=source.device)
     return Wish(f"class{classes.index(target)}", f"probe: logit of {target}", label, probe)
 
@@ -183,7 +194,9 @@ def _list_maps(path: Path, maps: list[Map]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))["maps"] if path.exists() else []
         kept = [entry for entry in before if entry["file"] not in {item.file for item in maps}]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a list of heatmaps ({error}): move it away and run the command again") from error
+        raise UserError(
+            f"{path} is not a list of heatmaps ({error}): move it away and run the command again"
+        ) from error
     content = json.dumps({"maps": kept + [asdict(item) for item in maps]}, indent=2)
     write_atomically(path, lambda file: file.write(content.encode()))
 
@@ -192,10 +205,17 @@ def format_table(maps: list[Map]) -> str:
     """Aligned lines: image, class, method, target, completeness error in percent where there is one."""
     rows = [("image", "class", "method", "target", "completeness error")]
     rows += [
-        (m.image, m.label or "-", m.method, m.target.split(":")[0], "-" if m.completeness_error is None else f"{m.completeness_error:.2%}")
+        (
+            m.image,
+            m.label or "-",
+            m.method,
+            m.target.split(":")[0],
+            "-" if m.completeness_error is None else f"{m.completeness_error:.2%}",
+        )
         for m in maps
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row[:4], widths, strict=True)), f"{row[4]:>18}"]) for row in rows
+        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row[:4], widths, strict=True)), f"{row[4]:>18}"])
+        for row in rows
     )

@@ -1,11 +1,11 @@
 """What an attribution explains: one number per image, made from the model's output.
 
-A trap lies in "cosine to the image's own embedding". At the image itself that cosine is 1, its maximum, so its
-gradient vanishes and every method that takes the gradient there (Grad-CAM, saliency) returns zero or rounding
-noise. The zero comes from the norm in the denominator alone. A local method therefore asks for the cosine with
-that norm held fixed (``local=True``): the value is the same, and the gradient is that of the inner product with
-the embedding, which says how much each position adds to it. Path methods (integrated gradients) meet the image
-only in the limit, and use the cosine proper.
+A trap lies in "cosine to the image's own embedding". At the image itself that cosine is 1, its maximum, so
+its gradient vanishes and every method that takes the gradient there (Grad-CAM, saliency) returns zero or
+rounding noise. The zero comes from the norm in the denominator alone. A local method therefore asks for the
+cosine with that norm held fixed (``local=True``): the value is the same, and the gradient is that of the
+inner product with the embedding, which says how much each position adds to it. Path methods (integrated
+gradients) meet the image only in the limit, and use the cosine proper.
 """
 
 from typing import Protocol
@@ -56,7 +56,7 @@ class ClassLogit:
         self.probe = probe
         self.uses_classifier = probe is None
 
-    def __call__(self, points: Tensor, owner: Tensor, local: bool = False) -> Tensor:
+    def __call__(self, points: Tensor, owner: Tensor, local: bool = False) -> Tensor:  # noqa: ARG002
         logits = self.model(points) if self.probe is None else self.probe.logits(embed(self.model, points))
         return logits.float().gather(1, self.label[owner, None])[:, 0]
 
@@ -67,7 +67,8 @@ def make_target(model: nn.Module, images: Tensor, target: TargetLike, probe: Lin
     Args:
         model: in evaluation mode.
         images: normalised (B, 3, H, W).
-        target: ``self``; a class for all images; integer classes (B,), one per image; or embeddings (C,) or (B, C).
+        target: ``self``; a class for all images; integer classes (B,), one per image; or embeddings (C,) or
+            (B, C).
         probe: gives the class logits in place of the model's own classifier.
 
     Raises:
@@ -76,7 +77,9 @@ def make_target(model: nn.Module, images: Tensor, target: TargetLike, probe: Lin
     batch = len(images)
     if isinstance(target, str):
         if target != "self":
-            raise UserError(f"target {target!r} is unknown: use 'self', a class index, or the embedding to compare with")
+            raise UserError(
+                f"target {target!r} is unknown: use 'self', a class index, or the embedding to compare with"
+            )
         with torch.no_grad():
             return Similarity(model, embed(model, images))
     if isinstance(target, int) or not target.is_floating_point():
@@ -88,7 +91,8 @@ def make_target(model: nn.Module, images: Tensor, target: TargetLike, probe: Lin
     reference = target.detach().to(images.device)
     if reference.shape not in ((channels,), (batch, channels)):
         raise UserError(
-            f"a target embedding must be ({channels},) or ({batch}, {channels}) like the model's, not {tuple(target.shape)}"
+            f"a target embedding must be ({channels},) or ({batch}, {channels}) like the model's, "
+            f"not {tuple(target.shape)}"
         )
     return Similarity(model, reference.expand(batch, channels))
 
@@ -103,7 +107,9 @@ def embed(model: nn.Module, images: Tensor) -> Tensor:
         return pooled_features(model, images)
     output = model(images)
     if output.ndim != 2:
-        raise UserError(f"{type(model).__name__} returns {tuple(output.shape)}, not one embedding per image: use a timm model")
+        raise UserError(
+            f"{type(model).__name__} returns {tuple(output.shape)}, not one embedding per image: use a timm model"
+        )
     return output
 
 
@@ -116,7 +122,9 @@ def _check_classes(model: nn.Module, images: Tensor, label: Tensor, probe: Linea
         with torch.no_grad():
             output = model(images[:1])
         if output.ndim != 2:
-            raise UserError(f"{type(model).__name__} returns {tuple(output.shape)}, not logits: pass probe=..., or target='self'")
+            raise UserError(
+                f"{type(model).__name__} returns {tuple(output.shape)}, not logits: pass probe=..., or target='self'"
+            )
         classes = output.shape[1]
     if label.min() < 0 or label.max() >= classes:
         raise UserError(f"there are {classes} classes: choose a target from 0 to {classes - 1}, not {label.tolist()}")

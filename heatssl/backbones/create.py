@@ -29,7 +29,10 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
         raise UserError(f"unknown backbone {name!r}{hint} (timm.list_models() lists all)")
     patch = arguments.get("patch_size")
     if isinstance(patch, int) and image_size < patch:
-        raise UserError(f"data.image_size={image_size} is smaller than one patch of {patch} pixels: raise it or lower backbone_arguments.patch_size")
+        raise UserError(
+            f"data.image_size={image_size} is smaller than one patch of {patch} pixels: "
+            "raise it or lower backbone_arguments.patch_size"
+        )
     try:
         try:
             backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size, **arguments)
@@ -40,7 +43,9 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
             backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
-        raise UserError(f"{name} cannot be created for {image_size} pixels with {given}: {_first_line(error)}") from error
+        raise UserError(
+            f"{name} cannot be created for {image_size} pixels with {given}: {_first_line(error)}"
+        ) from error
     _check_patch(name, backbone, image_size)
     return backbone
 
@@ -49,7 +54,10 @@ def _check_patch(name: str, backbone: nn.Module, image_size: int) -> None:
     patch_embed = getattr(backbone, "patch_embed", None)
     patch = max(getattr(patch_embed, "patch_size", None) or (1,))
     if image_size < patch:
-        raise UserError(f"data.image_size={image_size} is smaller than one {patch}-pixel patch of {name}: raise it or set backbone_arguments.patch_size")
+        raise UserError(
+            f"data.image_size={image_size} is smaller than one {patch}-pixel patch of {name}: "
+            "raise it or set backbone_arguments.patch_size"
+        )
 
 
 def _first_line(error: BaseException) -> str:

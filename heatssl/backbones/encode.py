@@ -6,6 +6,7 @@ work: this file only decides which rows of them are used.
 """
 
 import inspect
+from typing import Any
 
 import torch
 from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from heatssl.errors import UserError
 
+Backbone = Any  # an nn.Module of timm: its patch_embed, blocks and norm are more than nn.Module declares
 
-def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
+
+def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
     """The final feature map of a whole image, prefix tokens left out.
 
     Args:
@@ -29,14 +32,12 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
     return _as_field(backbone, backbone.forward_features(images), images)
 
 
-def pooled_features(backbone: nn.Module, images: Tensor) -> Tensor:
+def pooled_features(backbone: Backbone, images: Tensor) -> Tensor:
     """Mean of :func:`feature_map` over positions: images (B, 3, H, W) -> (B, C)."""
     return feature_map(backbone, images).mean(dim=(2, 3))
 
 
-def encode_block(
-    backbone: nn.Module, images: Tensor, rows: Tensor, columns: Tensor, height: int, width: int
-) -> Tensor:
+def encode_block(backbone: Backbone, images: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
     """Encode one rectangle of patches of each image; nothing outside it is looked at or paid for.
 
     Token models keep the true positions of the patches. Convolutional models see the rectangle as a small
@@ -45,8 +46,10 @@ def encode_block(
     Args:
         backbone: a timm model.
         images: normalised images (B, 3, S, S), S a multiple of the feature stride.
-        rows, columns: (B,) long: grid position of each rectangle's top-left patch.
-        height, width: size of the rectangle, in patches.
+        rows: (B,) long: grid row of each rectangle's top-left patch.
+        columns: (B,) long: its grid column.
+        height: rows of the rectangle, in patches.
+        width: its columns, in patches.
 
     Returns:
         field (B, C, height, width).
@@ -61,7 +64,7 @@ def encode_block(
         visible = (row_index * grid_columns + column_index).flatten(1)
         tokens = encode_visible(backbone, images, visible)
         return tokens.transpose(1, 2).unflatten(2, (height, width))
-    stride = _conv_stride(backbone, images)
+    stride = _conv_stride(backbone)
     corners = zip(images, (rows * stride).tolist(), (columns * stride).tolist(), strict=True)
     crops = [image[:, top : top + height * stride, left : left + width * stride] for image, top, left in corners]
     field = feature_map(backbone, torch.stack(crops))
@@ -73,7 +76,7 @@ def encode_block(
     return field
 
 
-def encode_visible(backbone: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
+def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tensor:
     """Encode a set of visible patches, each at its true position; the cost is that of these patches alone.
 
     Args:
@@ -104,21 +107,23 @@ def encode_visible(backbone: nn.Module, images: Tensor, visible: Tensor) -> Tens
     return backbone.norm(tokens)[:, backbone.num_prefix_tokens :]
 
 
-def is_token_model(backbone: nn.Module) -> bool:
+def is_token_model(backbone: Backbone) -> bool:
     """Whether :func:`encode_visible` can run this model."""
     return _takes_visible(backbone) or isinstance(backbone, VisionTransformer | Eva)
 
 
-def _takes_visible(backbone: nn.Module) -> bool:
+def _takes_visible(backbone: Backbone) -> bool:
     return "visible" in inspect.signature(backbone.forward_features).parameters
 
 
-def _embed_patches(backbone: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
-    """timm's patch embedding of the chosen patches only: (B, 3, H, W), (B, n) -> (B, n, C)."""
+def _embed_patches(backbone: Backbone, images: Tensor, visible: Tensor) -> Tensor:
+    """Timm's patch embedding of the chosen patches only: (B, 3, H, W), (B, n) -> (B, n, C)."""
     patch_embed = backbone.patch_embed
     projection = getattr(patch_embed, "proj", None)
     if not isinstance(projection, nn.Conv2d) or projection.kernel_size != projection.stride:
-        raise UserError(f"the patch embedding of {type(backbone).__name__} overlaps its patches: choose one with plain patches")
+        raise UserError(
+            f"the patch embedding of {type(backbone).__name__} overlaps its patches: choose one with plain patches"
+        )
     height, width = projection.stride
     batch, colours = images.shape[:2]
     # B 3 (rows p) (columns q) -> B rows columns 3 p q is a view; the gather then copies visible patches only.
@@ -126,12 +131,14 @@ def _embed_patches(backbone: nn.Module, images: Tensor, visible: Tensor) -> Tens
     row, column = visible // patches.shape[2], visible % patches.shape[2]
     chosen = patches[torch.arange(batch, device=images.device)[:, None], row, column]
     tokens = nn.functional.linear(
-        chosen.reshape(batch, visible.shape[1], colours * height * width), projection.weight.flatten(1), projection.bias
+        chosen.reshape(batch, visible.shape[1], colours * height * width),
+        projection.weight.flatten(1),
+        projection.bias,
     )
     return patch_embed.norm(tokens)
 
 
-def _add_positions(backbone: nn.Module, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:
+def _add_positions(backbone: Backbone, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Prepend class and register tokens and add each token's row of the position table (B, n, C) -> (B, k + n, C)."""
     batch = tokens.shape[0]
     prefix = [
@@ -144,7 +151,10 @@ def _add_positions(backbone: nn.Module, tokens: Tensor, visible: Tensor, grid: t
         in_table = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
         if tuple(grid) != tuple(backbone.patch_embed.grid_size):
             table = resample_abs_pos_embed(
-                table, new_size=list(grid), old_size=list(backbone.patch_embed.grid_size), num_prefix_tokens=in_table
+                table,
+                new_size=list(grid),
+                old_size=list(backbone.patch_embed.grid_size),
+                num_prefix_tokens=in_table,
             )
         tokens = tokens + table[0, in_table:][visible]
         if in_table:
@@ -152,7 +162,7 @@ def _add_positions(backbone: nn.Module, tokens: Tensor, visible: Tensor, grid: t
     return backbone.pos_drop(torch.cat([*prefix, tokens], dim=1))
 
 
-def _eva_blocks(backbone: Eva, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:
+def _eva_blocks(backbone: Backbone, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Eva's blocks, with the rotary embedding of the visible positions (B, k + n, C) -> same."""
     tokens = backbone.norm_pre(tokens)
     rope = None if backbone.rope is None else backbone.rope.get_embed(shape=list(grid))
@@ -161,16 +171,18 @@ def _eva_blocks(backbone: Eva, tokens: Tensor, visible: Tensor, grid: tuple[int,
         # As in timm: a head axis of size one for axial embeddings, depth first for mixed ones.
         rope = rope.transpose(0, 1) if getattr(backbone, "rope_mixed", False) else rope.unsqueeze(1)
     for depth, block in enumerate(backbone.blocks):
-        tokens = block(tokens, rope=rope[depth] if rope is not None and getattr(backbone, "rope_mixed", False) else rope)
+        tokens = block(
+            tokens, rope=rope[depth] if rope is not None and getattr(backbone, "rope_mixed", False) else rope
+        )
     return tokens
 
 
-def _conv_stride(backbone: nn.Module, images: Tensor) -> int:
+def _conv_stride(backbone: Backbone) -> int:
     """Pixels per position of the final map, from timm's own feature description."""
     return int(backbone.feature_info[-1]["reduction"])
 
 
-def _as_field(backbone: nn.Module, features: Tensor, images: Tensor) -> Tensor:
+def _as_field(backbone: Backbone, features: Tensor, images: Tensor) -> Tensor:
     """Tokens (B, k + n, C) or maps (B, C, h, w) or (B, h, w, C) -> field (B, C, h, w)."""
     if features.ndim == 3:
         tokens = features[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]

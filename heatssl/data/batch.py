@@ -69,8 +69,6 @@ class BadFiles:
             UserError: when more than the limit cannot be read.
         """
         if self._bad > self.limit * self._seen:
-            share = (
-                f"{self._bad} of {self._seen} images could not be read, over data.bad_fraction={self.limit:g}"
-            )
+            share = f"{self._bad} of {self._seen} images could not be read, over data.bad_fraction={self.limit:g}"
             fix = "repair or remove them, or raise data.bad_fraction"
             raise UserError(f"{share}: {fix}; the first is {self.names[0]}")

@@ -11,9 +11,7 @@ from torchvision.transforms.v2 import functional as F
 _RATIO = math.log(4 / 3)  # widest and tallest crop, as a logarithm of width over height
 
 
-def random_resized_crop(
-    image: Image.Image, size: int, scale: Sequence[float], random: np.random.Generator
-) -> Tensor:
+def random_resized_crop(image: Image.Image, size: int, scale: Sequence[float], random: np.random.Generator) -> Tensor:
     """A random part of the image, scaled to a square: the crop of Inception (arXiv:1409.4842, section 6).
 
     The same as torchvision's RandomResizedCrop, with the random numbers of the caller.

@@ -43,9 +43,7 @@ class PathTable:
         return (self[i] for i in range(len(self)))
 
 
-def check_split(
-    where: str, split: Split, classes: Sequence[str], loose_images: int, expected: int | None
-) -> None:
+def check_split(where: str, split: Split, classes: Sequence[str], loose_images: int, expected: int | None) -> None:
     """Refuse a split that is not sorted into class folders.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from heatssl.data.shapes_geometry import CLASSES, Array, signed_distance
 
-DISTRACTORS = 8
+DISTRACTORS = 5
 _DRAWS = 768  # random numbers kept for one image; _Draws raises when a scene asks for more
 _DARKEST, _LIGHTEST = 0.14, 0.86
 _TINTS = np.array([[0.8, -0.4, -0.4], [0.0, 0.7, -0.7]], dtype=np.float32)  # a plane of constant brightness
@@ -64,9 +64,9 @@ def render(stream: int, indices: NDArray[np.int64], size: int) -> Scenes:
 
     light = draws.plane(0, 2 * np.pi)
     light_x, light_y = np.cos(light), np.sin(light)
-    bright = draws.plane(0, 1)
+    bright = draws.plane(0, 0.35)
     background = _brightness(bright, 0)
-    foreground = _brightness(bright, draws.plane(0.38, 0.62))
+    foreground = _brightness(bright, draws.plane(0.4, 0.6))  # always the brighter one
 
     canvas = _surface(draws, x, y, background)
     for _ in range(DISTRACTORS):
@@ -103,9 +103,9 @@ def _colour(draws: _Draws, brightness: Array, strongest: float) -> Array:
 
 def _surface(draws: _Draws, x: Array, y: Array, brightness: Array) -> Array:
     """A textured plane (n, 3, S, S): stripes, checks, dots or clouds between two colours."""
-    contrast = draws.plane(-0.1, 0.1)
-    first = _colour(draws, brightness + contrast, 0.4)
-    second = _colour(draws, brightness - contrast, 0.4)
+    contrast = draws.plane(-0.05, 0.05)
+    first = _colour(draws, brightness + contrast, 0.2)
+    second = _colour(draws, brightness - contrast, 0.2)
     angle, frequency = draws.plane(0, np.pi), draws.plane(3, 10) * 2 * np.pi
     cos, sin = np.cos(angle) * frequency, np.sin(angle) * frequency
     clouds = _clouds(draws, x.shape[2], 7)
@@ -150,9 +150,7 @@ def _add_distractor(draws: _Draws, canvas: Array, bright: Array) -> None:
     cover = _cover(np.where(kind == 1, ellipse, bar), size) * opacity
 
     half = rows.shape[1]
-    for picture, row, column, share, paint in zip(
-        canvas, rows[:, 0], columns[:, 0], cover, colour, strict=True
-    ):
+    for picture, row, column, share, paint in zip(canvas, rows[:, 0], columns[:, 0], cover, colour, strict=True):
         part = picture[:, row : row + half, column : column + half]
         part += (paint - part) * share  # a loop over slices: gathering them all at once is slower
 
@@ -167,10 +165,10 @@ def _window(centre: Array, size: int) -> tuple[NDArray[np.int64], Array]:
 
 def _object(draws: _Draws, x: Array, y: Array, labels: NDArray[np.int64]) -> Array:
     """Signed distance (n, S, S), in sides of the image, to the object; it lies fully inside the image."""
-    side = draws.plane(0.28, 0.44)  # root of the area; none reaches over 0.95 sides
+    side = draws.plane(0.28, 0.4)  # root of the area; none reaches over 0.95 sides
     room = 0.5 - 0.95 * side
     centre_x, centre_y = 0.5 + room * draws.plane(-1, 1), 0.5 + room * draws.plane(-1, 1)
-    angle = draws.plane(0, 2 * np.pi)
+    angle = draws.plane(-0.45, 0.45)  # radians: 26 degrees either way
     cos, sin = np.cos(angle) / side, np.sin(angle) / side
     dx, dy = x - centre_x, y - centre_y
     along, across = dx * cos + dy * sin, dy * cos - dx * sin

@@ -108,9 +108,7 @@ def _existing(root: str) -> Path:
         start = file.read(8)
     for magic, (compression, command) in _COMPRESSIONS.items():
         if start.startswith(magic):
-            raise UserError(
-                f"{path} is compressed ({compression}) and cannot be read in place: `{command} {path}`"
-            )
+            raise UserError(f"{path} is compressed ({compression}) and cannot be read in place: `{command} {path}`")
     return path
 
 

@@ -15,8 +15,8 @@ def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Ten
     for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
         if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
             raise UserError(
-                f"{split} features must be (N, C) and labels (N,), not {tuple(x.shape)} and {tuple(y.shape)}: "
-                "pool over positions first"
+                f"{split} features must be (N, C) and labels (N,), not {tuple(x.shape)} and "
+                f"{tuple(y.shape)}: pool over positions first"
             )
         if len(x) == 0:
             raise UserError(f"{split} is empty: give at least one image")
@@ -24,7 +24,9 @@ def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Ten
             raise UserError(f"{split} features must be floating and labels integer, not {x.dtype} and {y.dtype}")
         # One number per chunk: a mask of the whole bank would cost a quarter of the bank's memory.
         if not all(torch.isfinite(part).all() for part in x.split(65536)):
-            raise UserError(f"{split} features contain NaN or infinity: the weights are broken, use an earlier checkpoint")
+            raise UserError(
+                f"{split} features contain NaN or infinity: the weights are broken, use an earlier checkpoint"
+            )
     if train_x.shape[1] != test_x.shape[1]:
         raise UserError(
             f"train features have {train_x.shape[1]} channels and test features {test_x.shape[1]}: "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,6 +28,8 @@ def extract_features(
         backbone: moved to ``device``; runs in evaluation mode, and its modes are restored.
         data: one split, see :func:`heatssl.data.open_split`.
         config: image size, normalisation, workers and the tolerated share of unreadable files.
+        batch_size: images per forward pass; changes nothing but speed and memory.
+        device: where the backbone runs.
         progress: show a bar once the work has taken two seconds.
 
     Returns:

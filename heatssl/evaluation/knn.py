@@ -32,9 +32,10 @@ def knn_accuracy(
         test_y: (M,). A label that train lacks counts as an error.
         k: neighbours that vote.
         temperature: None gives every neighbour one vote, as scikit-learn's
-            ``KNeighborsClassifier(metric="cosine")`` does (on equal votes the smaller label wins); a number T > 0
-            weighs each vote by exp(cosine / T) (Wu et al., arXiv 1805.01978, section 3.4; T = 0.07).
-        query_chunk, bank_chunk: rows of test and of train that are compared at a time.
+            ``KNeighborsClassifier(metric="cosine")`` does (on equal votes the smaller label wins); a number T
+            > 0 weighs each vote by exp(cosine / T) (Wu et al., arXiv 1805.01978, section 3.4; T = 0.07).
+        query_chunk: rows of test that are compared at a time.
+        bank_chunk: rows of train that they are compared with at a time.
 
     Returns:
         Accuracy in [0, 1].
@@ -44,7 +45,9 @@ def knn_accuracy(
     """
     check_features(train_x, train_y, test_x, test_y)
     if not 1 <= k <= len(train_x):
-        raise UserError(f"k={k} neighbours cannot be found among {len(train_x)} training features: set 1 <= k <= {len(train_x)}")
+        raise UserError(
+            f"k={k} neighbours cannot be found among {len(train_x)} training features: set 1 <= k <= {len(train_x)}"
+        )
     if temperature is not None and not temperature > 0:
         raise UserError(f"temperature={temperature} must be positive: use 0.07, or null for a plain majority vote")
     labels, train_class = train_y.unique(return_inverse=True)

@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen features, a whole grid of regularisation strengths in one pass."""
+"""Linear probe: logistic regression on frozen features, a grid of regularisations in one pass."""
 
 import json
 import time
@@ -64,8 +64,9 @@ def linear_probe(
     """Select a regularisation on a held-out part of train, retrain with it on the whole of train, test once.
 
     Minimises mean cross-entropy + r / 2 |weight|^2 on features standardised by what is trained on; r of
-    scikit-learn's ``LogisticRegression(C)`` on the same features is 1 / (C N). The problem is convex and solved
-    on whole data, so there is no learning rate, batch size or order of batches that the number could depend on.
+    scikit-learn's ``LogisticRegression(C)`` on the same features is 1 / (C N). The problem is convex and
+    solved on whole data, so there is no learning rate, batch size or order of batches that the number could
+    depend on.
 
     Args:
         train_x: (N, C), any floating type; computed in float32.
@@ -79,8 +80,8 @@ def linear_probe(
         held_out: share of each class that selects, at least one image of each class that has two.
 
     Raises:
-        UserError: on shapes that do not fit, NaN features, negative labels, one class only, a label of test that
-            train lacks, no class with two images, or settings outside their range.
+        UserError: on shapes that do not fit, NaN features, negative labels, one class only, a label of test
+            that train lacks, no class with two images, or settings outside their range.
     """
     start = time.perf_counter()
     check_features(train_x, train_y, test_x, test_y)
@@ -105,10 +106,10 @@ def linear_probe(
 def _train(x: Tensor, y: Tensor, grid: Sequence[float], classes: int, iterations: int) -> list[LinearProbe]:
     """One probe per regularisation, trained together on features (N, C).
 
-    Bohning's bound (1992, "Multinomial logistic regression algorithm", eq. 2.5): the Hessian is at most half the
-    covariance of the inputs, for any weights. In the basis of principal components that bound is diagonal, so
-    dividing each gradient by it is a step that needs no line search; Nesterov's momentum with restart
-    (O'Donoghue and Candes, arXiv 1204.3982) makes it fast.
+    Bohning's bound (1992, "Multinomial logistic regression algorithm", eq. 2.5): the Hessian is at most half
+    the covariance of the inputs, for any weights. In the basis of principal components that bound is
+    diagonal, so dividing each gradient by it is a step that needs no line search; Nesterov's momentum with
+    restart (O'Donoghue and Candes, arXiv 1204.3982) makes it fast.
     """
     mean, std = _moments(x)
     inputs, basis, variance = _principal_components(x, mean, std)
@@ -129,7 +130,7 @@ def _train(x: Tensor, y: Tensor, grid: Sequence[float], classes: int, iterations
 
 
 def _gradient(heads: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
-    """Gradient of the mean cross-entropy by heads (G, K, C + 1), all of them in two products per chunk of rows."""
+    """Gradient of the mean cross-entropy by heads (G, K, C + 1), all in two products per chunk of rows."""
     gradient = torch.zeros_like(heads).flatten(0, 1)
     for rows, labels in zip(inputs.split(ROWS), y.split(ROWS), strict=True):
         error = (rows @ heads.flatten(0, 1).T).unflatten(1, heads.shape[:2]).softmax(dim=2)
@@ -139,7 +140,7 @@ def _gradient(heads: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
 
 
 def _principal_components(x: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardised features in their own basis and a constant one (N, C + 1), the basis (C, C), variances (C,)."""
+    """Standardised features in their own basis, with a one (N, C + 1); the basis (C, C), variances (C,)."""
     covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for rows in x.split(ROWS):
         standard = (rows.float() - mean) / std
@@ -153,7 +154,7 @@ def _principal_components(x: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor,
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel, summed in float64 and by chunks; a constant channel gets deviation one."""
+    """Mean and deviation per channel, in float64 and by chunks; a constant channel gets deviation one."""
     mean = torch.stack([rows.double().sum(dim=0) for rows in x.split(ROWS)]).sum(dim=0) / len(x)
     squares = torch.stack([(rows.double() - mean).square().sum(dim=0) for rows in x.split(ROWS)])
     std = (squares.sum(dim=0) / len(x)).sqrt()
@@ -202,6 +203,8 @@ def save_probe(path: Path, probe: LinearProbe, classes: list[str], weights: str 
     """Write weight, bias, mean and std, whole or not at all.
 
     Args:
+        path: ``probe.safetensors``.
+        probe: moved to the CPU for the file.
         classes: names of the classes (metadata ``classes``, JSON).
         weights: fingerprint of the backbone whose features the probe reads (metadata ``weights``).
     """
@@ -216,6 +219,7 @@ def load_probe(path: Path, weights: str = "") -> tuple[LinearProbe, list[str]]:
     """The probe and its classes' names.
 
     Args:
+        path: what :func:`save_probe` wrote.
         weights: fingerprint of the backbone that it will be used with; empty: no check.
 
     Raises:

@@ -34,7 +34,13 @@ class Source:
     @property
     def kind(self) -> str:
         """Which weights of the run: last or best; or the name of timm's."""
-        return self.name if self.name.startswith("timm:") else "best" if Path(self.name) != _run_folder(self.name) else "last"
+        return (
+            self.name
+            if self.name.startswith("timm:")
+            else "best"
+            if Path(self.name) != _run_folder(self.name)
+            else "last"
+        )
 
     def twin(self, seed: int) -> nn.Module:
         """The same architecture with random weights; torch's global generator stays as it was."""
@@ -93,7 +99,9 @@ def choose_device(accelerator: str) -> torch.device:
     if accelerator not in present:
         raise UserError(f"unknown accelerator {accelerator!r}: use auto, cpu, gpu, cuda or mps")
     if not present[accelerator]:
-        raise UserError(f"accelerator={accelerator}, but torch finds none: use accelerator=cpu, or install torch for it")
+        raise UserError(
+            f"accelerator={accelerator}, but torch finds none: use accelerator=cpu, or install torch for it"
+        )
     return torch.device(accelerator)
 
 
@@ -114,8 +122,8 @@ def cached_features(
 ) -> tuple[ImageData, Tensor, Tensor]:
     """A split, its features (N, C) and labels (N,), extracted once per process.
 
-    The key holds all that the features depend on: the weights' own hash, the data settings, and the names, labels
-    and last change of the files.
+    The key holds all that the features depend on: the weights' own hash, the data settings, and the names,
+    labels and last change of the files.
     """
     data = open_split(source.data, split)
     root = Path(source.data.root) if source.data.root else None

@@ -17,7 +17,8 @@ def commutator(a: Tensor, b: Tensor) -> Tensor:
     """||AB - BA|| / (||A|| ||B||) in Frobenius norms: 0 when moves are independent of their path, at most sqrt(2).
 
     Args:
-        a, b: matrices (C, C). The ratio of two zero matrices is 0.
+        a: matrix (C, C).
+        b: matrix (C, C). With a zero matrix the ratio is 0.
     """
     scale = torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
     return torch.linalg.matrix_norm(a @ b - b @ a) / scale.clamp_min(torch.finfo(a.dtype).tiny)
@@ -62,8 +63,10 @@ class FirstOrder(nn.Module):
     ) -> None:
         super().__init__()
         if channels < 1 or (commuting and channels % 2):
-            raise ValueError(f"a {'commuting ' if commuting else ''}first-order law needs "
-                             f"{'an even' if commuting else 'a positive'} number of channels, not {channels}")
+            raise ValueError(
+                f"a {'commuting ' if commuting else ''}first-order law needs "
+                f"{'an even' if commuting else 'a positive'} number of channels, not {channels}"
+            )
         self.channels = channels
         self.commuting = commuting
         self.max_decay = max_decay
@@ -106,7 +109,8 @@ class FirstOrder(nn.Module):
 
         Args:
             z: field (B, C, H, W).
-            dx, dy: offsets in patches, any sign; fractions only when commuting.
+            dx: offset to the right in patches, any sign; fractions only when commuting.
+            dy: offset downwards, likewise.
 
         Returns:
             (B, C, H, W); position p holds the value extrapolated to p + (dx, dy).

@@ -32,9 +32,7 @@ def laplacian_stencil(stencil: Stencil) -> Tensor:
     return torch.tensor(_STENCILS[stencil], dtype=torch.float64)
 
 
-def laplacian(
-    z: Tensor, stencil: Stencil = "5pt", boundary: Boundary = "interior", spacing: float = 1.0
-) -> Tensor:
+def laplacian(z: Tensor, stencil: Stencil = "5pt", boundary: Boundary = "interior", spacing: float = 1.0) -> Tensor:
     """Discrete Laplacian z_xx + z_yy of each channel.
 
     Args:

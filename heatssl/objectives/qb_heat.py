@@ -36,6 +36,7 @@ class QBHeat(Objective):
         image_size: pixels of the square images; the backbone's grid must have even sides.
         commuting: parametrisation of the law, see :class:`heatssl.heat.FirstOrder`.
         channels: width of the field that obeys the law; null: that of the backbone.
+        projector_depth: number of 1x1 convolutions between the backbone and the field.
         decoder_width, decoder_depth: the decoder's channels and number of residual 3x3 blocks.
         target: ``normalised`` patches or ``plain`` pixels.
         visible_weight: weight of the visible quarter's reconstruction beside the hidden ones' (0: hidden only).
@@ -53,6 +54,7 @@ class QBHeat(Objective):
         *,
         commuting: bool = True,
         channels: int | None = None,
+        projector_depth: int = 1,
         decoder_width: int = 128,
         decoder_depth: int = 1,
         target: Literal["normalised", "plain"] = "normalised",
@@ -70,7 +72,7 @@ class QBHeat(Objective):
         self.commutator_weight = commutator_weight
         self.backbone = backbone
         channels = channels or grid.channels
-        self.to_field = nn.Conv2d(grid.channels, channels, kernel_size=1)
+        self.to_field = projector(grid.channels, channels, projector_depth)
         self.law = FirstOrder(channels, commuting=commuting)
         self.decoder = Decoder(channels, decoder_width, decoder_depth, outputs=3 * self.patch**2)
 
@@ -93,7 +95,7 @@ class QBHeat(Objective):
         return torch.cat([self._around(group, *place) for group, place in zip(groups, CORNERS, strict=True)])
 
     def _around(self, quarter: Tensor, row: int, column: int) -> Tensor:
-        """The whole field around a quarter that stands at one corner: each block is the quarter, moved by half a map."""
+        """The whole field around a quarter at one corner: each block is the quarter, moved by half a map."""
 
         def block(i: int, j: int) -> Tensor:
             return self.law.propagate(quarter, dx=(j - column) * self.width, dy=(i - row) * self.height)
@@ -137,7 +139,7 @@ class QBHeat(Objective):
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Objective.maps`. The residual is that of the extrapolated field: it shows the seams between quarters.
+        """See :meth:`Objective.maps`; the residual of the extrapolated field shows the seams between quarters.
 
         With a normalised target the decoder does not know a patch's mean and contrast; the true ones are put
         back for viewing, as MAE's own figures do.
@@ -156,6 +158,17 @@ class QBHeat(Objective):
             "reconstruction": unpatchify(patches, self.patch),
             "law_residual": self.law.residual(field),
         }
+
+
+def projector(inputs: int, channels: int, depth: int) -> nn.Sequential:
+    """Features to field, (B, inputs, h, w) -> (B, channels, h, w): ``depth`` 1x1 convolutions, GELU between.
+
+    With a depth above 1 the features that users keep need not be as linear in the pixels as the field must be.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(inputs, channels, kernel_size=1)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Conv2d(channels, channels, kernel_size=1)]
+    return nn.Sequential(*layers)
 
 
 class Decoder(nn.Module):

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images into patches laid out as a field: (B, 3, h p, w p) -> (B, 3 p p, h, w), values (colour, row, column)."""
+    """Patches laid out as a field: (B, 3, h p, w p) -> (B, 3 p p, h, w), values in order (colour, row, column)."""
     grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # B 3 h p w q
     return grid.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
@@ -20,6 +20,7 @@ def patch_statistics(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Te
 
     Args:
         patches: (B, 3 p p, h, w).
+        epsilon: added to the variance, so that a flat patch can be divided.
 
     Returns:
         mean and std, each (B, 1, h, w); std is at least sqrt(epsilon).

@@ -32,7 +32,9 @@ def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior
     channels, height, width = z.shape[1:]
     smallest = {"interior": 3, "replicate": 1, "reflect": 2}[boundary]
     if min(height, width) < smallest:
-        raise ValueError(f"boundary {boundary!r} needs a field of at least {smallest}x{smallest} positions, not {height}x{width}")
+        raise ValueError(
+            f"boundary {boundary!r} needs a field of at least {smallest}x{smallest} positions, not {height}x{width}"
+        )
     if boundary != "interior":
         z = F.pad(z, (1, 1, 1, 1), mode=boundary)
     return F.conv2d(z, stencil.to(z).expand(channels, 1, 3, 3), groups=channels)

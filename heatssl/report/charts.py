@@ -75,24 +75,14 @@ def line_chart(series: Series) -> Markup:
 def _axes(x_ticks: list[float], y_ticks: list[float], x: Place, y: Place) -> str:
     parts = []
     for tick in y_ticks:
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        )
-        parts.append(
-            f'<text x="{LEFT - 7}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{tick_label(tick)}</text>'
-        )
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{tick_label(tick)}</text>')
     bottom = HEIGHT - BOTTOM
     for tick in x_ticks:
-        parts.append(
-            f'<line class="tick" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
-        )
-        parts.append(
-            f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick_label(tick)}</text>'
-        )
+        parts.append(f'<line class="tick" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick_label(tick)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(
-        f'<text class="axis-name" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">step</text>'
-    )
+    parts.append(f'<text class="axis-name" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">step</text>')
     return "".join(parts)
 
 

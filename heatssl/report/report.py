@@ -69,9 +69,7 @@ def write_report(run: Path) -> Path:
         half_written.replace(path)
     except OSError as error:
         half_written.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space or fix its permissions"
-        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space or fix its permissions") from error
     return path
 
 
@@ -126,9 +124,7 @@ def curves(metrics: list[dict[str, float]]) -> tuple[list[Curve], list[Curve]]:
     """The main curves, and one for every other key that was logged."""
     keys = sorted({key for row in metrics for key in row} - NOT_CURVES)
     others = [key for key in keys if key not in MAIN_CURVES]
-    return [_curve(metrics, key) for key in MAIN_CURVES if key in keys], [
-        _curve(metrics, key) for key in others
-    ]
+    return [_curve(metrics, key) for key in MAIN_CURVES if key in keys], [_curve(metrics, key) for key in others]
 
 
 def _curve(metrics: list[dict[str, float]], key: str) -> Curve:
@@ -166,7 +162,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         "training time": duration(last["seconds"]) if "seconds" in last else None,
         "speed": f"{thousands(round(speeds[len(speeds) // 2]))} images/s (median)" if speeds else None,
         "hardware": newest.get("hardware"),
-        "commit": newest.get("commit"),
+        "commit": short_commit(newest.get("commit")),
     }
     return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
 
@@ -189,10 +185,15 @@ def _join(parts: list[Any]) -> str:
 
 
 def _settings(table: dict[str, Any]) -> list[str]:
-    """``{"depth": 6, "commuting": True}`` -> depth 6, commuting true."""
-    return [
-        f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items()
-    ]
+    """``{"depth": 6, "commuting": True, "channels": None}`` -> depth 6, commuting true."""
+    words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in table.items()}
+    return [f"{key} {word}" for key, word in words.items() if word is not None]
+
+
+def short_commit(commit: object) -> str:
+    """The first ten digits of a hash, with whatever follows the hash: ``+changes``."""
+    found, plus, rest = str(commit or "").partition("+")
+    return found[:10] + plus + rest
 
 
 def duration(seconds: float) -> str:

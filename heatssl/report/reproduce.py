@@ -30,10 +30,7 @@ def pretrain_command(config: dict[str, Any], output: str) -> str:
 
 def follow_up_commands(run: str | Path, seed: object = None) -> dict[str, str]:
     """What adds the other sections to a report, by sub-command; the default seed is left out."""
-    commands = {
-        name: f"heatssl {name} {shlex.quote(f'run={run}')}"
-        for name in ("probe", "knn", "attribute", "report")
-    }
+    commands = {name: f"heatssl {name} {shlex.quote(f'run={run}')}" for name in ("probe", "knn", "attribute", "report")}
     if seed:
         commands |= {name: f"{commands[name]} seed={seed}" for name in ("probe", "knn")}
     return commands

@@ -50,9 +50,7 @@ def read_run(path: Path) -> RunFolder:
     if not path.is_dir():
         raise UserError(f"no such run folder: {path} (pass the output folder of heatssl pretrain)")
     if not any((path / name).exists() for name in FILES.values()):
-        raise UserError(
-            f"not a run folder: {path} holds no config.yaml (pass the output folder of heatssl pretrain)"
-        )
+        raise UserError(f"not a run folder: {path} holds no config.yaml (pass the output folder of heatssl pretrain)")
     run = RunFolder(path)
     readers: dict[str, Callable[[RunFolder, Path], None]] = {
         "config": _read_config,
@@ -95,9 +93,7 @@ def _read_metrics(run: RunFolder, file: Path) -> None:
 
 def _read_evaluation(run: RunFolder, file: Path) -> None:
     results = _expect(_expect(json.loads(file.read_text(encoding="utf-8")), dict).get("results"), list)
-    run.results = [
-        result for result in results if isinstance(result, dict) and is_number(result.get("accuracy"))
-    ]
+    run.results = [result for result in results if isinstance(result, dict) and is_number(result.get("accuracy"))]
 
 
 def _read_attribution(run: RunFolder, file: Path) -> None:

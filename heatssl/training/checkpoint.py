@@ -44,9 +44,7 @@ class Checkpoints(L.Callback):
     Writes ``last`` every so many steps, at the end and when asked to stop; ``best`` by online kNN.
     """
 
-    def __init__(
-        self, config: PretrainConfig, metrics: Metrics, knn: OnlineKnn | None, stop: StopRequest
-    ) -> None:
+    def __init__(self, config: PretrainConfig, metrics: Metrics, knn: OnlineKnn | None, stop: StopRequest) -> None:
         self.folder = Path(config.output)
         self.config = config
         self.metrics = metrics
@@ -80,9 +78,7 @@ class Checkpoints(L.Callback):
         trainer.save_checkpoint(checkpoint_path(self.folder, name))
         if trainer.is_global_zero:
             info = backbone_info(self.config, trainer.global_step)
-            save_backbone(
-                self.folder, module.objective.backbone, info, prefix="best_" if name == "best" else ""
-            )
+            save_backbone(self.folder, module.objective.backbone, info, prefix="best_" if name == "best" else "")
             self.metrics.write_csv()
 
 

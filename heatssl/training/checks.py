@@ -57,9 +57,7 @@ def claim_folder(config: PretrainConfig) -> None:
     path = folder / "config.yaml"
     if path.exists():
         if config.resume == "never":
-            raise UserError(
-                f"{folder} holds a run: choose another output=FOLDER, or resume=auto to go on with it"
-            )
+            raise UserError(f"{folder} holds a run: choose another output=FOLDER, or resume=auto to go on with it")
         changed = differences(load_config(path), config)
         if changed:
             more = f" and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""

@@ -128,9 +128,7 @@ class Metrics(L.Callback):
         """metrics.csv: the same table, one column per number that ever occurred."""
         records = read(self.path)
         text = io.StringIO()
-        writer = csv.DictWriter(
-            text, fieldnames=list(dict.fromkeys(key for record in records for key in record))
-        )
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for record in records for key in record)))
         writer.writeheader()
         writer.writerows(records)
         write_atomically(self.path.with_suffix(".csv"), lambda file: file.write(text.getvalue().encode()))

@@ -68,9 +68,7 @@ class OnlineKnn(L.Callback):
                 bank = self._features("bank", self.bank, module)
                 queries = self._features("queries", self.queries, module)
             module.train()
-            accuracy = knn_accuracy(
-                *bank, *queries, k=min(NEIGHBOURS, len(self.bank)), temperature=TEMPERATURE
-            )
+            accuracy = knn_accuracy(*bank, *queries, k=min(NEIGHBOURS, len(self.bank)), temperature=TEMPERATURE)
         return float(trainer.strategy.broadcast(accuracy))
 
     @torch.no_grad()

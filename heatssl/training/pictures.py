@@ -14,9 +14,7 @@ from heatssl.training.spread import spread_over_classes
 
 
 @torch.no_grad()
-def write_pictures(
-    path: Path, objective: Objective, data: ImageData, config: DataConfig, count: int = 8
-) -> None:
+def write_pictures(path: Path, objective: Objective, data: ImageData, config: DataConfig, count: int = 8) -> None:
     """Write what the objective sees and makes of ``count`` images, spread over classes.
 
     Arrays: ``image``, ``visible``, ``reconstruction`` (N, S, S, 3) uint8; ``law_residual`` (N, h, w) float32;

@@ -187,9 +187,7 @@ def finish(config: PretrainConfig, module: PretrainModule, val: ImageData) -> No
     folder = Path(config.output)
     objective = module.objective.cpu()
     save_backbone(folder, objective.backbone, backbone_info(config, config.trainer.steps))
-    weights = safetensors.torch.save(
-        {key: value.contiguous() for key, value in objective.state_dict().items()}
-    )
+    weights = safetensors.torch.save({key: value.contiguous() for key, value in objective.state_dict().items()})
     write_atomically(folder / "objective.safetensors", lambda file: file.write(weights))
     with eager():
         write_pictures(folder / "pictures.npz", objective, val, config.data)
@@ -213,9 +211,7 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _opening(
-    config: PretrainConfig, train: ImageData, module: PretrainModule, resume: ResumePoint | None
-) -> str:
+def _opening(config: PretrainConfig, train: ImageData, module: PretrainModule, resume: ResumePoint | None) -> str:
     settings, decay = config.trainer, module.decay
     start = f"goes on at step {resume.step}" if resume else "starts"
     return (
@@ -232,9 +228,7 @@ def _closing(folder: Path) -> str:
     last = records[-1]
     accuracies = [line["knn/accuracy"] for line in records if "knn/accuracy" in line and line["step"] > 0]
     best = f", best kNN {max(accuracies):.1%}" if accuracies else ""
-    return (
-        f"{folder}: {last['step']} steps in {duration(last['seconds'])}, loss {last['train/loss']:.4f}{best}"
-    )
+    return f"{folder}: {last['step']} steps in {duration(last['seconds'])}, loss {last['train/loss']:.4f}{best}"
 
 
 def _say(aloud: bool, text: str) -> None:

@@ -19,7 +19,7 @@ def _small_vit(**arguments: Any) -> nn.Module:
 
 def _small_cnn(**arguments: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model("resnet10t", output_stride=8, **arguments).eval()
+    model = timm.create_model("resnet10t", output_stride=8, channels=(8, 16, 24, 32), stem_width=8, **arguments).eval()
     # An untrained one is linear along the path from zero: statistics as after training bend it.
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

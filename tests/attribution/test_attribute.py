@@ -15,6 +15,7 @@ from heatssl.evaluation import LinearProbe
 
 Create = Callable[..., nn.Module]
 
+
 def _probe(channels: int, classes: int = 4) -> LinearProbe:
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(classes, channels, generator=generator)
@@ -31,7 +32,13 @@ def test_every_target_gives_a_map_in_the_unit_range(
     model = create(num_classes=6 if kind in ("classifier", "labels") else 0)
     channels = pooled_features(model, images).shape[1]
     other = pooled_features(model, images.flip(3))[0].detach()
-    target = {"self": "self", "embedding": other, "probe": 2, "classifier": 5, "labels": torch.tensor([0, 5, 1])}[kind]
+    target = {
+        "self": "self",
+        "embedding": other,
+        "probe": 2,
+        "classifier": 5,
+        "labels": torch.tensor([0, 5, 1]),
+    }[kind]
     options = {"probe": _probe(channels)} if kind == "probe" else {}
     if method == "integrated_gradients":
         options["steps"] = 3
@@ -126,4 +133,6 @@ def test_overlay_shows_heat_where_it_is_and_its_scale() -> None:
     labels = picture[:, 128 + 12 :]
     assert (labels[:20] < 100).any()
     assert (labels[-20:] < 100).any()
-    assert not np.array_equal(picture, np.asarray(overlay(grey, heat, size=128, largest=0.5)).astype(int)[:, : picture.shape[1]])
+    assert not np.array_equal(
+        picture, np.asarray(overlay(grey, heat, size=128, largest=0.5)).astype(int)[:, : picture.shape[1]]
+    )

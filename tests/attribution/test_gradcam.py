@@ -1,4 +1,4 @@
-"""A wrong Grad-CAM still looks plausible, so it is held against captum and against signals planted by hand."""
+"""A wrong Grad-CAM still looks plausible, so it is held against captum and planted signals."""
 
 from collections.abc import Callable
 

@@ -5,7 +5,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from heatssl.backbones import create_backbone, encode_block, encode_visible, feature_map, geometry, pooled_features
+from heatssl.backbones import (
+    create_backbone,
+    encode_block,
+    encode_visible,
+    feature_map,
+    geometry,
+    pooled_features,
+)
 from heatssl.errors import UserError
 
 # One name per way of telling positions: absolute, absolute without class token rows, registers, rotary, mixed rotary.
@@ -62,12 +69,13 @@ def test_hidden_pixels_have_no_influence():
     changed[:, :, 32:] += 10
     rows, columns = torch.tensor([0, 0]), torch.tensor([0, 2])
     assert torch.equal(
-        encode_block(backbone, images, rows, columns, 2, 2), encode_block(backbone, changed, rows, columns, 2, 2)
+        encode_block(backbone, images, rows, columns, 2, 2),
+        encode_block(backbone, changed, rows, columns, 2, 2),
     )
 
 
 def test_cost_is_that_of_the_visible_tokens():
-    """A quarter of the patches costs less than a quarter of the whole (attention is quadratic), patch embedding included."""
+    """A quarter of the patches costs under a quarter of the whole: attention is quadratic, the embedding linear."""
     backbone = create_backbone("vit_tiny_patch16_224", 224, depth=4, class_token=False, global_pool="avg").eval()
     images = torch.randn(1, 3, 224, 224)
 
@@ -125,7 +133,9 @@ def test_geometry_leaves_the_mode_as_it_was():
         (lambda: geometry(create_backbone("vit_tiny_patch16_224", 72, depth=1), 72), "64 or 80"),
         (lambda: geometry(create_backbone("vit_tiny_patch16_224", 48, depth=1), 48).quarter(), "32 or 64"),
         (
-            lambda: encode_visible(create_backbone("resnet10t", 64), torch.randn(1, 3, 64, 64), torch.zeros(1, 1).long()),
+            lambda: encode_visible(
+                create_backbone("resnet10t", 64), torch.randn(1, 3, 64, 64), torch.zeros(1, 1).long()
+            ),
             "cannot encode single patches",
         ),
     ],

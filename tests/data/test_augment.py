@@ -10,9 +10,7 @@ from heatssl.data import augment, denormalise, normalise
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.randint(
-        0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    return torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def test_nothing_configured_changes_nothing(images: Tensor) -> None:

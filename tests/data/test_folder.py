@@ -34,9 +34,7 @@ def test_labels_follow_the_classes_of_train(tmp_path: Path, write_images: Write)
 
 
 def test_nested_images_are_found_and_hidden_files_are_not(tmp_path: Path, write_images: Write) -> None:
-    write_images(
-        tmp_path, "train/a/deep/er/1.jpg", "train/a/._1.jpg", "train/a/.cache/2.jpg", "train/.git/3.jpg"
-    )
+    write_images(tmp_path, "train/a/deep/er/1.jpg", "train/a/._1.jpg", "train/a/.cache/2.jpg", "train/.git/3.jpg")
     (tmp_path / "train/a/notes.txt").write_text("no image")
     assert [open_folder(tmp_path).name(i) for i in range(len(open_folder(tmp_path)))] == [
         str(tmp_path / "train/a/deep/er/1.jpg")

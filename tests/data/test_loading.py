@@ -162,9 +162,7 @@ def damaged(tmp_path: Path, write_images: Write) -> ImageData:
     return open_split(DataConfig(name="folder", root=str(tmp_path)), "train")
 
 
-def test_unreadable_files_are_left_out_and_named(
-    damaged: ImageData, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_files_are_left_out_and_named(damaged: ImageData, caplog: pytest.LogCaptureFixture) -> None:
     files = BadFiles(0.5)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

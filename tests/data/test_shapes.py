@@ -75,9 +75,7 @@ def test_colour_place_and_area_tell_no_class(scenes: Shapes) -> None:
     hints = {
         "mean colour": images.mean(axis=(1, 2)),
         "object colour": (images * masks[..., None]).sum(axis=(1, 2)) / area[:, None],
-        "place": np.stack(
-            [(masks * rows).sum(axis=(1, 2)) / area, (masks * columns).sum(axis=(1, 2)) / area], 1
-        ),
+        "place": np.stack([(masks * rows).sum(axis=(1, 2)) / area, (masks * columns).sum(axis=(1, 2)) / area], 1),
         "area": area[:, None],
     }
     for hint, values in hints.items():
@@ -98,9 +96,7 @@ def test_silhouettes_are_distances_of_area_one(shape: str) -> None:
     assert np.sqrt(x**2 + y**2)[distance < 0].max() < 0.95  # what keeps objects inside the image
     slope = np.hypot(*np.gradient(distance, step))
     near = np.abs(distance) < 0.02
-    assert np.median(slope[near]) == pytest.approx(
-        1, abs=0.02
-    )  # else the antialiased edge is too soft or hard
+    assert np.median(slope[near]) == pytest.approx(1, abs=0.02)  # else the antialiased edge is too soft or hard
 
 
 def test_another_image_size_shows_the_same_scene() -> None:

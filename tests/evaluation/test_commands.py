@@ -71,7 +71,10 @@ def test_probe_and_knn_write_what_they_print(run: Path, capsys: pytest.CaptureFi
     entries = json.loads((run / "evaluation.json").read_text())["results"]
     assert entries == [dataclasses.asdict(result) for result in results]
     assert [(e["metric"], e["weights"]) for e in entries] == [
-        ("linear", "pretrained"), ("linear", "random_init"), ("knn", "pretrained"), ("knn", "random_init"),
+        ("linear", "pretrained"),
+        ("linear", "random_init"),
+        ("knn", "pretrained"),
+        ("knn", "random_init"),
     ]
     for entry in entries:
         assert entry["protocol"] in printed
@@ -119,7 +122,7 @@ def test_a_damaged_result_file_is_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.json"
     file.write_text('{"results": [')
     values = {"metric": "knn", "weights": "pretrained", "accuracy": 0.5, "seconds": 1.0, "commit": None}
-    values |= {name: "" for name in ("protocol", "data", "split", "backbone", "source", "hardware")}
+    values |= dict.fromkeys(("protocol", "data", "split", "backbone", "source", "hardware"), "")
     result = Result(**values, train_size=1, val_size=1, seed=0, step=0)
     with pytest.raises(UserError, match="move it away"):
         append_results(file, [result])

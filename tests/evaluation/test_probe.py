@@ -1,4 +1,4 @@
-"""The probe's number is the project's headline: it must equal an independent solver's and never peek at test."""
+"""The probe's number is the project's headline: it must equal another solver's and never peek at test."""
 
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from heatssl.evaluation import LinearProbe, linear_probe, load_probe, save_probe
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _features(train: int, test: int, decades: float, separation: float = 0.3, channels: int = 48, seed: int = 0) -> Split:
+def _features(
+    train: int, test: int, decades: float, separation: float = 0.3, channels: int = 48, seed: int = 0
+) -> Split:
     """Ten Gaussian classes whose channels are correlated over ``decades`` of scale, as real features are."""
     generator = torch.Generator().manual_seed(seed)
     centres = separation * torch.randn(10, channels, generator=generator)
@@ -44,7 +46,9 @@ def test_solver_equals_scikit_learn_at_the_same_strength(decades: float) -> None
 def test_selection_is_no_worse_than_scikit_learns_default(decades: float) -> None:
     train_x, train_y, test_x, test_y = _features(3000, 4000, decades)
     mean, std = train_x.mean(0), train_x.std(0, unbiased=False)
-    reference = LogisticRegression(max_iter=1000).fit((train_x - mean) / std, train_y).score((test_x - mean) / std, test_y)
+    reference = (
+        LogisticRegression(max_iter=1000).fit((train_x - mean) / std, train_y).score((test_x - mean) / std, test_y)
+    )
     assert linear_probe(train_x, train_y, test_x, test_y).accuracy > reference - 0.003
 
 
@@ -61,7 +65,10 @@ def test_test_labels_do_not_influence_anything() -> None:
     first = linear_probe(train_x, train_y, test_x, test_y)
     second = linear_probe(train_x, train_y, test_x, (test_y + 1) % 10)
     assert torch.equal(first.probe.weight, second.probe.weight)
-    assert (first.regularisation, first.held_out_accuracy) == (second.regularisation, second.held_out_accuracy)
+    assert (first.regularisation, first.held_out_accuracy) == (
+        second.regularisation,
+        second.held_out_accuracy,
+    )
     assert first.accuracy != second.accuracy
 
 
@@ -88,7 +95,9 @@ def test_scale_constant_channels_and_half_precision_do_no_harm() -> None:
     def disguise(x: Tensor) -> Tensor:
         return torch.cat([x * torch.logspace(-2, 2, x.shape[1]), torch.full((len(x), 3), 7.0)], dim=1)
 
-    assert linear_probe(disguise(train_x), train_y, disguise(test_x), test_y).accuracy == pytest.approx(plain, abs=0.005)
+    assert linear_probe(disguise(train_x), train_y, disguise(test_x), test_y).accuracy == pytest.approx(
+        plain, abs=0.005
+    )
     assert linear_probe(train_x.half(), train_y, test_x.half(), test_y).accuracy == pytest.approx(plain, abs=0.005)
 
 

@@ -37,7 +37,9 @@ def test_a_field_that_is_not_harmonic_is_seen(stencil, boundary):
     field, spacing = sample(lambda x, y: x**2 + y**2)  # Laplacian 4 everywhere
     value = laplacian(field, stencil, boundary, spacing)
     assert torch.allclose(value[..., 1:-1, 1:-1], torch.tensor(4.0, dtype=torch.float64))
-    assert torch.allclose(Laplace(stencil, "interior", spacing).residual(field), torch.tensor(16.0, dtype=torch.float64))
+    assert torch.allclose(
+        Laplace(stencil, "interior", spacing).residual(field), torch.tensor(16.0, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(("stencil", "order"), [("5pt", 2), ("9pt", 6)])
@@ -47,7 +49,9 @@ def test_error_on_exp_cos_falls_with_the_stencils_order(stencil, order):
 
     def worst(size: int) -> float:
         field, spacing = sample(lambda x, y: torch.exp(3 * x) * torch.cos(3 * y), size)
-        return laplacian(field, stencil, spacing=spacing)[..., :: (size - 1) // 8, :: (size - 1) // 8].abs().max().item()
+        return (
+            laplacian(field, stencil, spacing=spacing)[..., :: (size - 1) // 8, :: (size - 1) // 8].abs().max().item()
+        )
 
     coarse, fine = worst(17), worst(33)
     # compare the same physical point: the corner of the interior moves with the grid, so allow a fifth

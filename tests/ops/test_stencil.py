@@ -8,9 +8,7 @@ from heatssl.ops import depthwise_stencil
 
 def by_slices(z: torch.Tensor, stencil: torch.Tensor) -> torch.Tensor:
     height, width = z.shape[2:]
-    return sum(
-        stencil[i, j] * z[:, :, i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)
-    )
+    return sum(stencil[i, j] * z[:, :, i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

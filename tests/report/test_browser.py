@@ -103,9 +103,7 @@ def test_it_fits_the_screen_and_its_script_works(report: Path, tmp_path: Path, w
     assert found["after"] == found["last"] != found["hover"]
     assert found["open"] is True
     assert found["first"] == "star: original"
-    assert found["before"].startswith(
-        "integrated gradients of ring"
-    )  # from the first picture around to the last
+    assert found["before"].startswith("integrated gradients of ring")  # from the first picture around to the last
 
 
 def test_it_opens_from_disk_without_a_complaint(report: Path, tmp_path: Path) -> None:

@@ -31,12 +31,8 @@ Config = dict[str, Any]
         (0.200, 0.318, "11.8 points below random weights", "bad"),
     ],
 )
-def test_the_verdict_never_flatters(
-    pretrained: float, random_init: float, words: str, tone: str, result: Make
-) -> None:
-    found = verdict(
-        compare([result("linear", "pretrained", pretrained), result("linear", "random_init", random_init)])
-    )
+def test_the_verdict_never_flatters(pretrained: float, random_init: float, words: str, tone: str, result: Make) -> None:
+    found = verdict(compare([result("linear", "pretrained", pretrained), result("linear", "random_init", random_init)]))
     assert found.meaning.startswith(words)
     assert found.tone == tone
 

@@ -51,8 +51,9 @@ def test_a_complete_run_shows_every_section(full_run: Path) -> None:
     assert "Linear probe 52.1 % : 20.3 points above random weights" in page.text
     assert "learning rate selected on 10 % of train" in page.text
     assert "2,000 test images · seed 0" in page.text
-    for fact in ("vit_tiny_patch16_224", "qb_heat", "1f2e3d4", "2 cores of an Intel Xeon", "2 min 50 s"):
+    for fact in ("vit_tiny_patch16_224", "qb_heat", "1f2e3d4c5b+changes", "2 cores of an Intel Xeon", "2 min 50 s"):
         assert fact in page.text
+    assert "None" not in page.text
     assert page.count("svg") == 11  # six main curves and the five other logged keys
     assert page.count("button", **{"class": "enlarge"}) == 2 * 4 + 2 * 4
     assert "completeness error 1.3 %" in page.text
@@ -193,9 +194,7 @@ def test_pictures_of_a_wrong_shape_are_told_not_drawn(full_run: Path, wrong: dic
 def test_a_residual_that_is_not_finite_still_has_a_range(full_run: Path) -> None:
     residual = np.full((2, 8, 8), np.nan, np.float32)
     residual[0, 0, 0] = 0.25
-    np.savez(
-        full_run / "pictures.npz", **(dict(np.load(full_run / "pictures.npz")) | {"law_residual": residual})
-    )
+    np.savez(full_run / "pictures.npz", **(dict(np.load(full_run / "pictures.npz")) | {"law_residual": residual}))
     assert "channels) 0 0.25" in Page(write_report(full_run)).text
 
 
@@ -218,7 +217,5 @@ def test_a_report_needs_neither_torch_nor_matplotlib(full_run: Path) -> None:
         "write_report(Path(sys.argv[1]));"
         "print(sorted({'torch', 'matplotlib', 'lightning'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(full_run)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(full_run)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

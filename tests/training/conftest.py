@@ -43,11 +43,7 @@ def tiny_config(output: Path, **settings: Any) -> PretrainConfig:
     rest = {}
     for key, value in settings.items():
         part = next(
-            (
-                name
-                for name, schema in schemas.items()
-                if key in schema.__dataclass_fields__ and key != "name"
-            ),
+            (name for name, schema in schemas.items() if key in schema.__dataclass_fields__ and key != "name"),
             None,
         )
         (parts[part] if part else rest)[key] = value

@@ -43,9 +43,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(
             patched.setattr(torch, "save", save_until_full)
         else:
             patched.setattr(Path, "replace", replace_until_full)
-        with pytest.raises(
-            UserError, match=r"no space left on device.*last\.ckpt.*run the same command again"
-        ):
+        with pytest.raises(UserError, match=r"no space left on device.*last\.ckpt.*run the same command again"):
             pretrain(config)
     checkpoints = Path(config.output) / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"], "no half-written file stays"

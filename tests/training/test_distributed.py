@@ -38,9 +38,7 @@ run.pretrain(load_config(sys.argv[1]))
 
 @pytest.mark.slow
 def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(
-        steps=1, log_every=1, knn_every=1, gradient_clip=0.0, warmup_steps=0, learning_rate=0.1
-    )
+    config = make_config(steps=1, log_every=1, knn_every=1, gradient_clip=0.0, warmup_steps=0, learning_rate=0.1)
     config.optimizer.name = "sgd"
     save_config(config, tmp_path / "asked.yaml")
     (tmp_path / "two.py").write_text(SCRIPT)
@@ -67,9 +65,7 @@ def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     for key, value in wanted.items():
         assert torch.equal(one[key], other[key]), key
         torch.testing.assert_close(one[key], value, rtol=1e-4, atol=1e-6, msg=key)
-    assert any(
-        (one[key] - build_module(config).objective.state_dict()[key]).abs().max() > 1e-5 for key in one
-    )
+    assert any((one[key] - build_module(config).objective.state_dict()[key]).abs().max() > 1e-5 for key in one)
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]

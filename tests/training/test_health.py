@@ -36,9 +36,7 @@ def test_nan_dumps_batch_and_weights_and_stops(
         return outputs._replace(loss=outputs.loss + (outputs.loss - outputs.loss.detach()).abs().sqrt())
 
     monkeypatch.setattr(objective_class, "forward", spoiled)
-    with pytest.raises(
-        UserError, match=rf"{part} became nan at step 3.*step_3\.pt.*learning_rate=.*precision=32"
-    ):
+    with pytest.raises(UserError, match=rf"{part} became nan at step 3.*step_3\.pt.*learning_rate=.*precision=32"):
         pretrain(config)
     dump = torch.load(Path(config.output) / "nan_dump/step_3.pt", weights_only=True)
     assert dump["step"] == 3
@@ -46,14 +44,10 @@ def test_nan_dumps_batch_and_weights_and_stops(
     assert dump["images"].dtype == torch.uint8
     assert len(dump["indices"]) == 8
     assert "loss/hidden" in dump["logs"]
-    assert all(tensor.isfinite().all() for tensor in dump["objective"].values()), (
-        "the weights of before the step"
-    )
+    assert all(tensor.isfinite().all() for tensor in dump["objective"].values()), "the weights of before the step"
 
 
-def test_a_line_holds_the_mean_over_its_steps(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_holds_the_mean_over_its_steps(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, step = [], PretrainModule.training_step
 
     def noted(module: PretrainModule, *arguments: object) -> torch.Tensor:

@@ -23,9 +23,7 @@ def write(path: Path, records: list[dict[str, float]], tail: str = "") -> None:
 
 def test_half_a_line_and_lines_beyond_the_checkpoint_vanish(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    write(
-        path, [{"step": 0, "a": 1.0}, {"step": 5, "a": 2.0}, {"step": 10, "a": 3.0}], tail='{"step": 15, "a"'
-    )
+    write(path, [{"step": 0, "a": 1.0}, {"step": 5, "a": 2.0}, {"step": 10, "a": 3.0}], tail='{"step": 15, "a"')
     truncate(path, 5)
     assert path.read_text() == '{"step": 0, "a": 1.0}\n{"step": 5, "a": 2.0}\n'
     truncate(path, 0)

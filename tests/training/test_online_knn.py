@@ -67,9 +67,7 @@ def test_val_is_only_opened_for_pictures(make_config: MakeConfig, monkeypatch: p
     assert len(loaded) == 8
 
 
-def test_best_weights_are_those_of_the_best_step(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_weights_are_those_of_the_best_step(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = iter([0.9, 0.3, 0.6, 0.5])  # at steps 0 (random weights, never the best), 2, 4, 6
     monkeypatch.setattr(OnlineKnn, "evaluate", lambda *_: next(accuracies))
     folder = pretrain(make_config(steps=6, knn_every=2))
@@ -86,11 +84,8 @@ def test_best_weights_are_those_of_the_best_step(
 
 def test_evaluation_changes_nothing(make_config: MakeConfig) -> None:
     """Watching more often must not give another run."""
-    folders: list[Path] = [
-        pretrain(make_config(f"every{every}", steps=4, knn_every=every)) for every in (1, 0)
-    ]
+    folders: list[Path] = [pretrain(make_config(f"every{every}", steps=4, knn_every=every)) for every in (1, 0)]
     often, never = (
-        [line["train/loss"] for line in read(folder / "metrics.jsonl") if "train/loss" in line]
-        for folder in folders
+        [line["train/loss"] for line in read(folder / "metrics.jsonl") if "train/loss" in line] for folder in folders
     )
     assert often == never

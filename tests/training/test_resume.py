@@ -78,9 +78,7 @@ def test_kill_9_in_the_middle_of_a_checkpoint(make_config: MakeConfig, tmp_path:
     folder = Path(config.output)
     half_written = folder / "checkpoints/last.ckpt.tmp"
     assert half_written.exists()
-    assert repeatable(folder)[-1]["step"] == 15, (
-        "the kill left lines that the checkpoint of step 8 has not seen"
-    )
+    assert repeatable(folder)[-1]["step"] == 15, "the kill left lines that the checkpoint of step 8 has not seen"
 
     pretrain(config)
     assert not half_written.exists()

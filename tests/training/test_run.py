@@ -46,9 +46,7 @@ def test_run_folder_holds_what_report_and_evaluation_read(
     assert load_backbone(folder / "best")[1].step in (10, 20)
     objective = build_module(config).objective
     objective.load_state_dict(safetensors.torch.load_file(folder / "objective.safetensors"))
-    assert all(
-        torch.equal(a, b) for a, b in zip(backbone.parameters(), objective.backbone.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), objective.backbone.parameters(), strict=True))
 
     pictures = np.load(folder / "pictures.npz")
     for name in ("image", "visible", "reconstruction"):
@@ -77,9 +75,7 @@ def test_run_folder_holds_what_report_and_evaluation_read(
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "config.yaml"}
     assert pretrain(config) == folder
     assert "finished" in capsys.readouterr().out
-    assert before == {
-        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "config.yaml"
-    }
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "config.yaml"}
 
     # Killed between the last checkpoint and the last file: only the files are made.
     (folder / "pictures.npz").unlink()
@@ -89,17 +85,12 @@ def test_run_folder_holds_what_report_and_evaluation_read(
 
     with pytest.raises(UserError, match="resume=auto"):
         pretrain(dataclasses.replace(config, resume="never"))
-    other = dataclasses.replace(
-        config, seed=1, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5)
-    )
+    other = dataclasses.replace(config, seed=1, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(UserError, match=r"different run.*learning_rate.*seed.*output="):
         pretrain(other)
     assert read(folder / "metrics.jsonl") == lines, "a refusal loses nothing"
     # What changes no result is no other run.
-    assert (
-        pretrain(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, log_every=1)))
-        == folder
-    )
+    assert pretrain(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, log_every=1))) == folder
 
 
 def test_vectors_and_positions_are_not_decayed(make_config: MakeConfig) -> None:

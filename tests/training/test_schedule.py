@@ -11,9 +11,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1.0, final_learning_rate=0.1, warmup_s
 
 
 def test_warm_up_rises_evenly_to_the_peak() -> None:
-    assert [learning_rate(step, 21, OPTIMIZER) for step in range(5)] == pytest.approx(
-        [0.2, 0.4, 0.6, 0.8, 1.0]
-    )
+    assert [learning_rate(step, 21, OPTIMIZER) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def test_cosine_passes_its_middle_and_ends_at_the_final_rate() -> None:

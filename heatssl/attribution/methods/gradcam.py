@@ -20,16 +20,16 @@ def gradcam(
 
     alpha_c = mean over positions of dy / dA_c (eq. 1), map = ReLU(sum over c of alpha_c A_c) (eq. 2).
 
-    Of the final map of a mean-pooled target this is the exact share of each position in the score, rectified: the
-    gradient is the same everywhere. A classifier that reads the class token gives the final patch tokens no
-    gradient at all; there the map is taken where the last block's attention reads it.
+    Of the final map of a mean-pooled target this is the exact share of each position in the score, rectified:
+    the gradient is the same everywhere. A classifier that reads the class token gives the final patch tokens
+    no gradient at all; there the map is taken where the last block's attention reads it.
 
     Args:
         model: in evaluation mode.
         images: normalised (B, 3, H, W).
         target: what to explain.
-        layer: module (or its dotted name) whose output is used: (B, C, h, w), or tokens (B, prefix + n, C). None
-            chooses the final map, or the last block's first norm for a class token classifier.
+        layer: module (or its dotted name) whose output is used: (B, C, h, w), or tokens (B, prefix + n, C).
+            None chooses the final map, or the last block's first norm for a class token classifier.
         chunk: images per forward pass.
 
     Returns:
@@ -65,8 +65,9 @@ def _recorded(model: nn.Module, layer: str | nn.Module | None) -> Iterator[list[
         features = getattr(model, "forward_features", None)
         if features is None:
             raise UserError(f"{type(model).__name__} is no timm model: name the feature map with layer=")
-        # forward_features is a method, no module, so it takes no hook: shadow it on this one object for a while.
-        model.forward_features = _recording(features, outputs)
+        # forward_features is a method, no module, so it takes no hook: shadow it on this one object for a
+        # while.
+        setattr(model, "forward_features", _recording(features, outputs))  # noqa: B010 - typed as a submodule
         try:
             yield outputs
         finally:
@@ -113,4 +114,6 @@ def _as_field(output: Tensor, model: nn.Module, images: Tensor) -> Tensor:
         rows, columns = (side // size for side, size in zip(images.shape[2:], patch, strict=True))
         if tokens.shape[1] == rows * columns:
             return tokens.transpose(1, 2).unflatten(2, (rows, columns))
-    raise UserError(f"the layer chosen for Grad-CAM returns {tuple(output.shape)}, no grid of positions: choose another layer=")
+    raise UserError(
+        f"the layer chosen for Grad-CAM returns {tuple(output.shape)}, no grid of positions: choose another layer="
+    )

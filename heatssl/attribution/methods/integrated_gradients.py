@@ -8,13 +8,19 @@ from heatssl.attribution.targets import Target
 
 
 def integrated_gradients(
-    model: nn.Module, images: Tensor, target: Target, *, steps: int = 32, chunk: int = 64
+    model: nn.Module,  # noqa: ARG001 - every method has the same signature
+    images: Tensor,
+    target: Target,
+    *,
+    steps: int = 32,
+    chunk: int = 64,
 ) -> Attribution:
     """Gradient along the straight path from the mean colour to the image, times the image.
 
-    map = sum over colours of (x - x') times the mean over k of dF/dx at x' + (k - 1/2) / steps (x - x'): eq. 3 with
-    the midpoint rule, which converges with the square of the step. The baseline x' is zero in normalised space.
-    Completeness (proposition 1): the map sums to F(x) - F(x'); by how much it does not tells whether steps suffice.
+    map = sum over colours of (x - x') times the mean over k of dF/dx at x' + (k - 1/2) / steps (x - x'):
+    eq. 3 with the midpoint rule, which converges with the square of the step. The baseline x' is zero in
+    normalised space. Completeness (proposition 1): the map sums to F(x) - F(x'); by how much it does not tells whether
+    steps suffice.
 
     Args:
         model: in evaluation mode.
