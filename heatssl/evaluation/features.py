@@ -30,7 +30,7 @@ def extract_features(
         config: image size, normalisation, workers and the tolerated share of unreadable files.
         batch_size: images per forward pass; changes nothing but speed and memory.
         device: where the backbone runs.
-        progress: show a bar once the work has taken two seconds.
+        progress: show a bar on a terminal once the work has taken two seconds.
 
     Returns:
         features (N, C) float32 and labels (N,) long, both on the CPU.
@@ -40,10 +40,12 @@ def extract_features(
     """
     backbone.to(device)
     bad = BadFiles(config.bad_fraction)
+    # None: tqdm stays silent where nobody watches, in a file or a pipe.
+    hidden = None if progress else True
     features, labels = [], []
     loader = eval_loader(data, config, batch_size=batch_size)
     with evaluation_mode(backbone), torch.inference_mode():
-        for batch in tqdm(loader, desc="features", unit="batch", delay=2, leave=False, disable=not progress):
+        for batch in tqdm(loader, desc="features", unit="batch", delay=2, leave=False, disable=hidden):
             bad.update(batch)
             if len(batch.images):
                 images = normalise(batch.images.to(device, non_blocking=True), config)

@@ -119,17 +119,31 @@ class FirstOrder(nn.Module):
             ValueError: on a fractional offset without ``commuting``, or on the wrong number of channels.
         """
         self._check(z)
+        return self.leave(self.move(self.enter(z), dx, dy))
+
+    def enter(self, z: Tensor) -> Tensor:
+        """Coordinates in which :meth:`move` is cheapest, (B, C, H, W) -> same: Q^T z when commuting, else z itself.
+
+        Many moves of one field share one change of basis: ``leave(cat(move(enter(z), ...), ...))``.
+        """
+        return apply_matrix(self.basis().T, z) if self.commuting else z
+
+    def leave(self, zeta: Tensor) -> Tensor:
+        """Inverse of :meth:`enter`."""
+        return apply_matrix(self.basis(), zeta) if self.commuting else zeta
+
+    def move(self, zeta: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
+        """:meth:`propagate` in the coordinates of :meth:`enter`: zeta (B, C, H, W) -> same."""
         if dx == 0 and dy == 0:
-            return z
+            return zeta
         if self.commuting:
-            basis = self.basis()
-            return apply_matrix(basis, self._rotate(apply_matrix(basis.T, z), dx, dy))
+            return self._rotate(zeta, dx, dy)
         if dx != int(dx) or dy != int(dy):
             raise ValueError(f"full matrices move by whole patches, not by ({dx}, {dy}): use commuting=True")
-        identity = torch.eye(self.channels, dtype=self.matrix_a.dtype, device=z.device)
+        identity = torch.eye(self.channels, dtype=self.matrix_a.dtype, device=zeta.device)
         move_x = torch.linalg.matrix_power(identity + self.matrix_a, int(dx))
         move_y = torch.linalg.matrix_power(identity + self.matrix_b, int(dy))
-        return apply_matrix(move_y @ move_x, z)
+        return apply_matrix(move_y @ move_x, zeta)
 
     def residual(self, z: Tensor) -> Tensor:
         """Squared error of predicting each position's right and lower neighbour by one step, mean over channels.
@@ -144,10 +158,9 @@ class FirstOrder(nn.Module):
             (B, H, W), zero everywhere exactly when z obeys the discrete law.
         """
         self._check(z)
-        step_x = self.propagate(z[..., :-1], dx=1) if z.shape[3] > 1 else z[..., :0]
-        step_y = self.propagate(z[..., :-1, :], dy=1) if z.shape[2] > 1 else z[..., :0, :]
-        error_x = (z[..., 1:] - step_x).square().mean(dim=1)
-        error_y = (z[..., 1:, :] - step_y).square().mean(dim=1)
+        zeta = self.enter(z)  # an orthogonal change of basis keeps norms: errors are the same in these coordinates
+        error_x = (zeta[..., 1:] - self.move(zeta[..., :-1], dx=1)).square().mean(dim=1)
+        error_y = (zeta[..., 1:, :] - self.move(zeta[..., :-1, :], dy=1)).square().mean(dim=1)
         total = z.new_zeros(z.shape[0], *z.shape[2:])
         if z.shape[3] > 1:
             total = total + F.pad(error_x, (0, 1), mode="replicate")

@@ -91,14 +91,15 @@ class QBHeat(Objective):
 
     def extrapolate(self, quarter: Tensor, corner: Tensor) -> Tensor:
         """Fill the other three quarters by the law: (B, C, h/2, w/2), (B,) sorted -> (B, C, h, w)."""
-        groups = quarter.split(torch.bincount(corner, minlength=len(CORNERS)).tolist())
-        return torch.cat([self._around(group, *place) for group, place in zip(groups, CORNERS, strict=True)])
+        groups = self.law.enter(quarter).split(torch.bincount(corner, minlength=len(CORNERS)).tolist())
+        around = [self._around(group, *place) for group, place in zip(groups, CORNERS, strict=True)]
+        return self.law.leave(torch.cat(around))
 
     def _around(self, quarter: Tensor, row: int, column: int) -> Tensor:
         """The whole field around a quarter at one corner: each block is the quarter, moved by half a map."""
 
         def block(i: int, j: int) -> Tensor:
-            return self.law.propagate(quarter, dx=(j - column) * self.width, dy=(i - row) * self.height)
+            return self.law.move(quarter, dx=(j - column) * self.width, dy=(i - row) * self.height)
 
         return torch.cat([torch.cat([block(i, 0), block(i, 1)], dim=3) for i in (0, 1)], dim=2)
 

@@ -19,8 +19,8 @@ def integrated_gradients(
 
     map = sum over colours of (x - x') times the mean over k of dF/dx at x' + (k - 1/2) / steps (x - x'):
     eq. 3 with the midpoint rule, which converges with the square of the step. The baseline x' is zero in
-    normalised space. Completeness (proposition 1): the map sums to F(x) - F(x'); by how much it does not tells whether
-    steps suffice.
+    normalised space. Completeness (proposition 1): the map sums to F(x) - F(x'); by how much it does not
+    tells whether steps suffice.
 
     Args:
         model: in evaluation mode.
