@@ -113,8 +113,8 @@ class KnnConfig(EvaluationConfig):
 class ProbeConfig(EvaluationConfig):
     """``heatssl probe``: logistic regression on frozen, cached, mean-pooled features."""
 
-    epochs: int = 100
-    learning_rates: list[float] = field(default_factory=list)  # empty: the default grid
+    iterations: int = 100
+    regularisations: list[float] = field(default_factory=list)  # L2 strengths; empty: the default grid
     held_out: float = 0.1  # share of train that selects the learning rate
     random_init: bool = True
 

@@ -52,7 +52,7 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     source = open_source(config)
     method = (
         f"logistic regression on standardised features, L2 selected on {100 * config.held_out:g} % of train, "
-        f"retrained on all of it, {config.epochs} iterations"
+        f"retrained on all of it, {config.iterations} iterations"
     )
 
     def measure(weights: str, backbone: nn.Module) -> Result:
@@ -60,8 +60,8 @@ def run_probe(config: ProbeConfig) -> list[Result]:
             found = linear_probe(
                 *features,
                 seed=config.seed,
-                iterations=config.epochs,
-                regularisations=config.learning_rates,
+                iterations=config.iterations,
+                regularisations=config.regularisations,
                 held_out=config.held_out,
             )
             if weights == "pretrained":
