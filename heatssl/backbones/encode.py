@@ -29,7 +29,7 @@ def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
     Returns:
         field (B, C, rows, columns).
     """
-    return _as_field(backbone, backbone.forward_features(images), images)
+    return as_field(backbone, backbone.forward_features(images), images)
 
 
 def pooled_features(backbone: Backbone, images: Tensor) -> Tensor:
@@ -182,11 +182,28 @@ def _conv_stride(backbone: Backbone) -> int:
     return int(backbone.feature_info[-1]["reduction"])
 
 
-def _as_field(backbone: Backbone, features: Tensor, images: Tensor) -> Tensor:
-    """Tokens (B, k + n, C) or maps (B, C, h, w) or (B, h, w, C) -> field (B, C, h, w)."""
-    if features.ndim == 3:
-        tokens = features[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
-        patch = backbone.patch_embed.patch_size
-        return tokens.transpose(1, 2).unflatten(2, (images.shape[2] // patch[0], images.shape[3] // patch[1]))
-    channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
-    return features.permute(0, 3, 1, 2) if channels_last else features
+def as_field(backbone: Backbone, output: Tensor, images: Tensor) -> Tensor:
+    """What a layer returns, or its gradient, as a field, by the model's own geometry.
+
+    Args:
+        backbone: the model the layer belongs to.
+        output: tokens (B, k + n, C), or a map (B, C, h, w) or (B, h, w, C) as the model lays it out.
+        images: the images (B, 3, H, W) behind it.
+
+    Returns:
+        (B, C, h, w), prefix tokens left out.
+
+    Raises:
+        UserError: when the output is no grid of positions.
+    """
+    if output.ndim == 4:
+        return output.permute(0, 3, 1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else output
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if output.ndim == 3 and patch is not None:
+        tokens = output[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
+        rows, columns = (side // size for side, size in zip(images.shape[2:], patch, strict=True))
+        if tokens.shape[1] == rows * columns:
+            return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+    raise UserError(
+        f"a layer of {type(backbone).__name__} returns {tuple(output.shape)}, no grid: choose another layer"
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.targets import Target
+from heatssl.backbones import as_field
 from heatssl.errors import UserError
 
 
@@ -51,7 +52,7 @@ def gradcam(
         (gradient,) = torch.autograd.grad(score.sum(), activation, allow_unused=True)
         if gradient is None:
             raise UserError("the target does not depend on the layer chosen for Grad-CAM: choose an earlier layer=")
-        field, slope = (_as_field(tensor.detach().float(), model, images) for tensor in (activation, gradient))
+        field, slope = (as_field(model, tensor.detach().float(), images) for tensor in (activation, gradient))
         weight = slope.mean(dim=(2, 3), keepdim=True)
         maps.append((weight * field).sum(dim=1).relu())
     return Attribution(torch.cat(maps))
@@ -102,18 +103,3 @@ def _module(model: nn.Module, layer: str | nn.Module) -> nn.Module:
 def _reads_class_token(model: nn.Module) -> bool:
     """Whether the classifier of a timm vision transformer leaves its final patch tokens unread."""
     return hasattr(model, "blocks") and getattr(model, "global_pool", None) == "token"
-
-
-def _as_field(output: Tensor, model: nn.Module, images: Tensor) -> Tensor:
-    """Output of a layer, or its gradient -> (B, C, h, w), by the model's own geometry."""
-    if output.ndim == 4:
-        return output.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else output
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if output.ndim == 3 and patch is not None:
-        tokens = output[:, int(getattr(model, "num_prefix_tokens", 0)) :]
-        rows, columns = (side // size for side, size in zip(images.shape[2:], patch, strict=True))
-        if tokens.shape[1] == rows * columns:
-            return tokens.transpose(1, 2).unflatten(2, (rows, columns))
-    raise UserError(
-        f"the layer chosen for Grad-CAM returns {tuple(output.shape)}, no grid of positions: choose another layer="
-    )
