@@ -90,7 +90,7 @@ def render(stream: int, indices: NDArray[np.int64], size: int) -> Scenes:
 
 
 def _brightness(bright: Array, turn: Array | float) -> Array:
-    """Brightness on a circle: a turn of 0.38 to 0.62 of it always lands at least 0.38 of the range away."""
+    """Brightness on a circle: a turn of 0.4 to 0.6 of it lands at least 0.4 of the range away."""
     return _DARKEST + (_LIGHTEST - _DARKEST) * ((bright + turn) % 1)
 
 

@@ -55,8 +55,9 @@ def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     losses = []
     for rank in (0, 1):
         loader = train_loader(data, config.data, batch_size=8, seed=config.seed, rank=rank, world=2)
+        batch = next(iter(loader))  # first: a loader that starts draws a random number of its own
         torch.manual_seed(step_seed(config.seed, 0, rank))
-        images = normalise(augment(next(iter(loader)).images, config.data), config.data)
+        images = normalise(augment(batch.images, config.data), config.data)
         losses.append(module.objective(images).loss / 2)
         losses[-1].backward()
     module.optimizer.step()

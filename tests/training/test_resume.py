@@ -65,7 +65,6 @@ def assert_same_run(interrupted: Path, whole: Path) -> None:
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.slow
 def test_kill_9_in_the_middle_of_a_checkpoint(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config("killed", knn_every=20)
     save_config(config, tmp_path / "asked.yaml")
