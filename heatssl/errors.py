@@ -1,5 +1,14 @@
-"""The one exception that users are meant to see."""
+"""The one exception that users are meant to see, and the hint it gives for a mistyped name."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Input that cannot work, told in one line that names the fix; the command line exits with code 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``: did you mean 'x'?`` with the nearest known name, or nothing when none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
+    return f": did you mean {nearest[0]!r}?" if nearest else ""

@@ -95,10 +95,17 @@ def first_mismatch(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     return None
 
 
+def run_folder(source: str | Path) -> Path:
+    """The run folder of ``RUN`` or ``RUN/best``; the latter is no folder of its own, it names the best weights."""
+    source = Path(source)
+    return source.parent if source.name == "best" and not source.exists() else source
+
+
 def _find(source: Path) -> tuple[Path, BackboneInfo]:
     """Weights and description of a run folder or RUN/best."""
-    best = source.name == "best" and not source.exists()
-    folder, prefix = (source.parent, "best_") if best else (source, "")
+    folder = run_folder(source)
+    best = folder != source
+    prefix = "best_" if best else ""
     if not folder.is_dir():
         raise UserError(f"run folder {folder} does not exist: give one of heatssl pretrain, or timm:NAME")
     weights, description = folder / f"{prefix}backbone.safetensors", folder / f"{prefix}backbone.json"

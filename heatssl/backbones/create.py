@@ -1,13 +1,12 @@
 """A timm model without its classifier, for one image size."""
 
-import difflib
 import inspect
 from typing import Any
 
 import timm
 from torch import nn
 
-from heatssl.errors import UserError
+from heatssl.errors import UserError, did_you_mean
 
 
 def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
@@ -24,9 +23,9 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
             and on an image smaller than one patch.
     """
     if not name.startswith("hf-hub:") and not timm.is_model(name):
-        nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
-        hint = f": did you mean {nearest[0]!r}?" if nearest else ""
-        raise UserError(f"unknown backbone {name!r}{hint} (timm.list_models() lists all)")
+        raise UserError(
+            f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())} (timm.list_models() lists all)"
+        )
     patch = arguments.get("patch_size")
     if isinstance(patch, int) and image_size < patch:
         raise UserError(

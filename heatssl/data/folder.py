@@ -1,19 +1,17 @@
 """``data=folder``: images in ``root/{train,val}/<class>/``, nested at will below the class."""
 
 import os
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from heatssl.data.decode import decode
 from heatssl.data.image_data import Split
-from heatssl.data.layout import LAYOUT, SPLITS, PathTable, check_classes_agree, check_split, is_image, root_of
+from heatssl.data.layout import LAYOUT, SPLITS, ClassFolders, check_classes_agree, check_split, is_image, root_of
 from heatssl.errors import UserError
 
 
-class Folder:
+class Folder(ClassFolders):
     """One split of an image folder. Labels follow the sorted class names of train, in val as well.
 
     Args:
@@ -34,23 +32,16 @@ class Folder:
                 names[each] = _class_names(base, each, expected_classes)
         check_classes_agree(str(base / "val"), names["train"], names.get("val", []))
 
-        self.classes = names["train"]
         self.folder = base / split
-        label_of = {name: label for label, name in enumerate(self.classes)}
         found = {name: _images(self.folder / name) for name in names[split]}
         empty = [name for name, paths in found.items() if not paths]
         if empty:
             raise UserError(f"{self.folder / empty[0]} holds no images: add some or remove the folder")
-        self._paths = PathTable(f"{name}/{path}" for name, paths in found.items() for path in paths)
-        self._labels = np.repeat([label_of[name] for name in found], [len(paths) for paths in found.values()])
-
-    @cached_property
-    def labels(self) -> list[int]:
-        """The label of every image."""
-        return [int(label) for label in self._labels]
-
-    def __len__(self) -> int:
-        return len(self._paths)
+        super().__init__(
+            names["train"],
+            (f"{name}/{path}" for name, paths in found.items() for path in paths),
+            (name for name, paths in found.items() for _ in paths),
+        )
 
     def name(self, i: int) -> str:
         """Path of image i."""

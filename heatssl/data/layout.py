@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -41,6 +42,30 @@ class PathTable:
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
+
+
+class ClassFolders:
+    """What a split has in common wherever it is stored: classes, and paths with their labels.
+
+    Args:
+        classes: names of train's classes, sorted; a label is a position among them.
+        paths: of the images, below the split.
+        class_names: the class of each.
+    """
+
+    def __init__(self, classes: list[str], paths: Iterable[str], class_names: Iterable[str]) -> None:
+        self.classes = classes
+        label_of = {name: label for label, name in enumerate(classes)}
+        self._paths = PathTable(paths)
+        self._labels = np.array([label_of[name] for name in class_names])
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The label of every image."""
+        return [int(label) for label in self._labels]
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def check_split(where: str, split: Split, classes: Sequence[str], loose_images: int, expected: int | None) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from heatssl.data.decode import decode
 from heatssl.data.image_data import Split
-from heatssl.data.layout import LAYOUT, SPLITS, PathTable, check_classes_agree, check_split, is_image, root_of
+from heatssl.data.layout import LAYOUT, SPLITS, ClassFolders, check_classes_agree, check_split, is_image, root_of
 from heatssl.errors import UserError
 
 _COMPRESSIONS = {  # first bytes of the file -> name, command that unpacks it once
@@ -22,7 +22,7 @@ _COMPRESSIONS = {  # first bytes of the file -> name, command that unpacks it on
 }
 
 
-class Tar:
+class Tar(ClassFolders):
     """One split of a plain tar file, read at known offsets. Labels follow the sorted class names of train.
 
     Reads name their own offset (``os.pread``) on a descriptor that every process opens for itself, so any
@@ -52,22 +52,12 @@ class Tar:
         check_classes_agree(f"{self.path}:val", names["train"], names.get("val", []))
 
         self.split = split
-        self.classes = names["train"]
-        label_of = {name: label for label, name in enumerate(self.classes)}
         entries = index[split]
-        self._paths = PathTable(entry.path for entry in entries)
-        self._labels = np.array([label_of[_class_of(entry.path)] for entry in entries])
+        paths = [entry.path for entry in entries]
+        super().__init__(names["train"], paths, map(_class_of, paths))
         self._offsets = np.array([entry.offset for entry in entries])
         self._sizes = np.array([entry.size for entry in entries])
         self._handle: tuple[int, int] | None = None  # process, descriptor
-
-    @cached_property
-    def labels(self) -> list[int]:
-        """The label of every image."""
-        return [int(label) for label in self._labels]
-
-    def __len__(self) -> int:
-        return len(self._paths)
 
     def name(self, i: int) -> str:
         """For example ``imagenette96.tar:val/n01440764/0007.jpg``."""

@@ -15,7 +15,7 @@ from heatssl.config_file import load_config
 from heatssl.data import ImageData, Split, open_split
 from heatssl.errors import UserError
 from heatssl.evaluation.features import extract_features
-from heatssl.export import BackboneInfo, load_backbone
+from heatssl.export import BackboneInfo, load_backbone, run_folder
 
 MAX_CACHED = 8  # splits whose features stay in memory: two weights, train and val, twice
 
@@ -34,13 +34,9 @@ class Source:
     @property
     def kind(self) -> str:
         """Which weights of the run: last or best; or the name of timm's."""
-        return (
-            self.name
-            if self.name.startswith("timm:")
-            else "best"
-            if Path(self.name) != _run_folder(self.name)
-            else "last"
-        )
+        if self.name.startswith("timm:"):
+            return self.name
+        return "last" if run_folder(self.name) == Path(self.name) else "best"
 
     def twin(self, seed: int) -> nn.Module:
         """The same architecture with random weights; torch's global generator stays as it was."""
@@ -56,7 +52,7 @@ def open_source(config: EvaluationConfig) -> Source:
         UserError: when the weights cannot be loaded, or a source outside a run leaves data or output open.
     """
     backbone, info = load_backbone(config.run)
-    folder = None if config.run.startswith("timm:") else _run_folder(config.run)
+    folder = None if config.run.startswith("timm:") else run_folder(config.run)
     data = config.data
     if data is None:
         if folder is None:
@@ -74,11 +70,6 @@ def open_source(config: EvaluationConfig) -> Source:
     if output is None:
         raise UserError(f"{config.run} has no folder for results: give one with output=FOLDER")
     return Source(config.run, backbone, info, data, choose_device(config.accelerator), output)
-
-
-def _run_folder(run: str) -> Path:
-    path = Path(run)
-    return path.parent if path.name == "best" and not path.exists() else path
 
 
 def choose_device(accelerator: str) -> torch.device:

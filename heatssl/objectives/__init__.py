@@ -1,13 +1,12 @@
 """Pretraining objectives, one file each, found by file name: nothing is registered by hand."""
 
-import difflib
 import importlib
 import pkgutil
 from typing import Any
 
 from torch import nn
 
-from heatssl.errors import UserError
+from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives.objective import Objective, Outputs
 
 __all__ = ["Objective", "Outputs", "create", "names", "objective_class"]
@@ -27,8 +26,7 @@ def objective_class(name: str) -> type[Objective]:
     """
     known = names()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f": did you mean {nearest[0]!r}?" if nearest else f": choose one of {', '.join(known)}"
+        hint = did_you_mean(name, known) or f": choose one of {', '.join(known)}"
         raise UserError(f"unknown objective {name!r}{hint}")
     found = _defined_in(name)
     assert found is not None

@@ -1,6 +1,5 @@
 """The optimiser, made by timm, with weight decay on matrices only."""
 
-import difflib
 from typing import Any, NamedTuple
 
 import timm.optim
@@ -8,7 +7,7 @@ import torch
 from torch import nn
 
 from heatssl.config import OptimizerConfig
-from heatssl.errors import UserError
+from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives import Objective
 
 
@@ -28,11 +27,9 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
     Raises:
         UserError: on a name that timm does not know.
     """
-    known = timm.optim.list_optimizers()
+    known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in known:
-        nearest = difflib.get_close_matches(config.name, known, n=1, cutoff=0.3)
-        hint = f": did you mean {nearest[0]!r}?" if nearest else ""
-        raise UserError(f"unknown optimizer.name={config.name!r}{hint}")
+        raise UserError(f"unknown optimizer.name={config.name!r}{did_you_mean(config.name, known)}")
     exempt = {f"backbone.{name}" for name in getattr(objective.backbone, "no_weight_decay", set)()}
 
     def groups(model: nn.Module) -> list[dict[str, object]]:
