@@ -65,8 +65,8 @@ def render(stream: int, indices: NDArray[np.int64], size: int) -> Scenes:
     light = draws.plane(0, 2 * np.pi)
     light_x, light_y = np.cos(light), np.sin(light)
     bright = draws.plane(0, 0.35)
-    background = _brightness(bright, 0)
-    foreground = _brightness(bright, draws.plane(0.4, 0.6))  # always the brighter one
+    background = _brightness(bright)
+    foreground = _brightness(bright + draws.plane(0.4, 0.6))  # always the brighter one
 
     canvas = _surface(draws, x, y, background)
     for _ in range(DISTRACTORS):
@@ -89,9 +89,9 @@ def render(stream: int, indices: NDArray[np.int64], size: int) -> Scenes:
     return Scenes(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), distance < 0)
 
 
-def _brightness(bright: Array, turn: Array | float) -> Array:
-    """Brightness on a circle: a turn of 0.4 to 0.6 of it lands at least 0.4 of the range away."""
-    return _DARKEST + (_LIGHTEST - _DARKEST) * ((bright + turn) % 1)
+def _brightness(share: Array) -> Array:
+    """Brightness between the darkest and the lightest, from a share in [0, 1]."""
+    return _DARKEST + (_LIGHTEST - _DARKEST) * share
 
 
 def _colour(draws: _Draws, brightness: Array, strongest: float) -> Array:
@@ -133,7 +133,8 @@ def _add_distractor(draws: _Draws, canvas: Array, bright: Array) -> None:
     kind = draws.choice(3)
     long = np.where(kind == 0, draws.plane(0.08, 0.24), draws.plane(0.06, 0.13))
     thin = np.where(kind == 0, draws.plane(0.008, 0.02), long * draws.plane(0.3, 0.55))
-    colour = _colour(draws, _brightness(bright, draws.plane(-0.14, 0.14)), 0.35)
+    brightness = _brightness(np.maximum(bright + draws.plane(-0.14, 0.14), 0))  # near the background's
+    colour = _colour(draws, brightness, 0.35)
     opacity = draws.plane(0.6, 1.0)
 
     # Only the quarter of the picture around the centre is looked at: nothing reaches out of it.
@@ -165,10 +166,10 @@ def _window(centre: Array, size: int) -> tuple[NDArray[np.int64], Array]:
 
 def _object(draws: _Draws, x: Array, y: Array, labels: NDArray[np.int64]) -> Array:
     """Signed distance (n, S, S), in sides of the image, to the object; it lies fully inside the image."""
-    side = draws.plane(0.28, 0.4)  # root of the area; none reaches over 0.95 sides
+    side = draws.plane(0.26, 0.38)  # root of the area; none reaches over 0.95 sides
     room = 0.5 - 0.95 * side
     centre_x, centre_y = 0.5 + room * draws.plane(-1, 1), 0.5 + room * draws.plane(-1, 1)
-    angle = draws.plane(-0.45, 0.45)  # radians: 26 degrees either way
+    angle = draws.plane(-0.6, 0.6)  # radians: 34 degrees either way
     cos, sin = np.cos(angle) / side, np.sin(angle) / side
     dx, dy = x - centre_x, y - centre_y
     along, across = dx * cos + dy * sin, dy * cos - dx * sin

@@ -28,21 +28,20 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def test_a_linear_probe_on_raw_pixels_stays_under_25_percent(split: tuple[Tensor, ...]) -> None:
+    """Ridge regression, solved exactly through the Gram matrix; the best of the grid on val itself is meant."""
     images, labels, val_images, val_labels = split
     mean, std = images.mean(0), images.std(0)
-    best = 0.0
-    for weight_decay in (0.01, 1.0):
-        torch.manual_seed(0)
-        probe = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 10))
-        optimizer = torch.optim.AdamW(probe.parameters(), 1e-4, weight_decay=weight_decay)
-        for _ in range(4):
-            for chosen in torch.randperm(len(images)).split(250):
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(probe((images[chosen] - mean) / std), labels[chosen])
-                loss.backward()
-                optimizer.step()
-            best = max(best, accuracy(probe, (val_images - mean) / std, val_labels))
-    print(f"linear probe on raw pixels: {best:.2%}")
+    pixels = ((images - mean) / std).flatten(1)
+    val_pixels = ((val_images - mean) / std).flatten(1)
+    gram, val_gram = pixels @ pixels.T, val_pixels @ pixels.T
+    one_hot = torch.nn.functional.one_hot(labels).float() - 0.1
+    reached = {}
+    for strength in (1e3, 1e4, 3e4, 1e5, 3e5, 1e6):
+        dual = torch.linalg.solve(gram + strength * torch.eye(len(gram)), one_hot)
+        reached[strength] = ((val_gram @ dual).argmax(1) == val_labels).float().mean().item()
+    print("linear probe on raw pixels:", {f"{strength:.0e}": f"{share:.2%}" for strength, share in reached.items()})
+    best = max(reached.values())
+    assert best == max(list(reached.values())[1:-1]), "the grid must reach over the best strength"
     assert best < 0.25
 
 
