@@ -111,11 +111,13 @@ class KnnConfig(EvaluationConfig):
 
 @dataclass
 class ProbeConfig(EvaluationConfig):
-    """``heatssl probe``: logistic regression on frozen, cached, mean-pooled features."""
+    """``heatssl probe``: a linear classifier on frozen, cached, mean-pooled features."""
 
-    iterations: int = 100
-    regularisations: list[float] = field(default_factory=list)  # L2 strengths; empty: the default grid
-    held_out: float = 0.1  # share of train that selects the learning rate
+    solver: str = "logistic_regression"  # a grid of L2 strengths; or sgd, a grid of learning rates
+    grid: list[float] = field(default_factory=list)  # empty: the solver's default grid
+    iterations: int = 100  # of logistic_regression
+    epochs: int = 30  # of sgd
+    held_out: float = 0.1  # share of train that selects the point of the grid
     random_init: bool = True
 
 

@@ -3,7 +3,8 @@
 from heatssl.evaluation.commands import run_knn, run_probe
 from heatssl.evaluation.features import evaluation_mode, extract_features
 from heatssl.evaluation.knn import knn_accuracy
-from heatssl.evaluation.probe import LinearProbe, ProbeResult, linear_probe, load_probe, save_probe
+from heatssl.evaluation.linear import LinearProbe, load_probe, save_probe
+from heatssl.evaluation.probe import ProbeResult, linear_probe
 from heatssl.evaluation.results import Result
 
 __all__ = [

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from heatssl.config import EvaluationConfig, KnnConfig, ProbeConfig
 from heatssl.errors import UserError
 from heatssl.evaluation.knn import knn_accuracy
-from heatssl.evaluation.probe import linear_probe, save_probe
+from heatssl.evaluation.linear import save_probe
+from heatssl.evaluation.probe import linear_probe
 from heatssl.evaluation.results import Result, append_results, commit, format_table, hardware
 from heatssl.evaluation.source import Source, cached_features, fingerprint, open_source
 
@@ -50,19 +51,25 @@ def run_probe(config: ProbeConfig) -> list[Result]:
         UserError: on input that cannot work.
     """
     source = open_source(config)
+    if config.solver == "sgd":
+        trained, chosen, length = "SGD", "learning rate", f"{config.epochs} epochs"
+    else:
+        trained, chosen, length = "logistic regression", "L2", f"{config.iterations} iterations"
     method = (
-        f"logistic regression on standardised features, L2 selected on {100 * config.held_out:g} % of train, "
-        f"retrained on all of it, {config.iterations} iterations"
+        f"{trained} on standardised features, {chosen} selected on {100 * config.held_out:g} % of train, "
+        f"retrained on all of it, {length}"
     )
 
     def measure(weights: str, backbone: nn.Module) -> Result:
         def accuracy(features: Features, classes: list[str]) -> float:
             found = linear_probe(
                 *features,
-                seed=config.seed,
+                solver=config.solver,
+                grid=config.grid,
                 iterations=config.iterations,
-                regularisations=config.regularisations,
+                epochs=config.epochs,
                 held_out=config.held_out,
+                seed=config.seed,
             )
             if weights == "pretrained":
                 save_probe(source.output / "probe.safetensors", found.probe, classes, fingerprint(backbone))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe, linear_probe, load_probe, save_probe
+from heatssl.evaluation.gradient_descent import gradient_descent
+from heatssl.evaluation.probe import SOLVERS
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -32,7 +34,7 @@ def test_solver_equals_scikit_learn_at_the_same_strength(decades: float) -> None
     mean, std = train_x.mean(0), train_x.std(0, unbiased=False)
     reference = LogisticRegression(C=1.0, max_iter=5000, tol=1e-6).fit((train_x - mean) / std, train_y)
     expected = reference.score((test_x - mean) / std, test_y)
-    found = linear_probe(train_x, train_y, test_x, test_y, regularisations=[1 / 1500], iterations=300)
+    found = linear_probe(train_x, train_y, test_x, test_y, grid=[1 / 1500], iterations=300)
     assert 0.4 < expected < 0.9
     assert found.accuracy == pytest.approx(expected, abs=0.003)
     logits = torch.from_numpy(reference.decision_function((test_x - mean) / std)).float()
@@ -55,9 +57,46 @@ def test_selection_is_no_worse_than_scikit_learns_default(decades: float) -> Non
 def test_selection_finds_the_strong_regularisation_that_noise_needs() -> None:
     few = _features(400, 3000, decades=0, separation=0.3)
     chosen = linear_probe(*few)
-    weakest = linear_probe(*few, regularisations=[1e-6])
-    assert chosen.regularisation >= 1e-2
+    weakest = linear_probe(*few, grid=[1e-6])
+    assert chosen.selected >= 1e-2
     assert chosen.accuracy > weakest.accuracy + 0.02
+
+
+def test_a_grid_of_learning_rates_reaches_logistic_regression_where_channels_are_alike() -> None:
+    data = _features(3000, 4000, decades=0)
+    descended = linear_probe(*data, solver="sgd")
+    assert descended.accuracy == pytest.approx(linear_probe(*data).accuracy, abs=0.015)
+
+
+def test_selection_finds_the_small_learning_rate_that_noise_needs() -> None:
+    few = _features(400, 3000, decades=0, separation=0.3)
+    chosen = linear_probe(*few, solver="sgd")
+    fastest = linear_probe(*few, solver="sgd", grid=[10.0])
+    assert chosen.selected < 1
+    assert chosen.accuracy > fastest.accuracy + 0.02
+
+
+def test_learning_rates_trained_together_equal_each_alone() -> None:
+    train_x, train_y, _, _ = _features(700, 1, decades=1)
+    together = gradient_descent(train_x, train_y, (0.01, 0.3), classes=10, epochs=2, seed=3)
+    alone = gradient_descent(train_x, train_y, (0.3,), classes=10, epochs=2, seed=3)
+    torch.testing.assert_close(together[1].weight, alone[0].weight)
+    assert not torch.allclose(together[0].weight, alone[0].weight)
+
+    # The same by torch's own optimizer, in batches of the same order.
+    mean, std = train_x.mean(0), train_x.std(0, unbiased=False)
+    head = torch.nn.Linear(48, 10)
+    torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.SGD(head.parameters(), 0.3, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=6)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        for rows in torch.randperm(700, generator=generator).split(256):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(head((train_x[rows] - mean) / std), train_y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    torch.testing.assert_close(alone[0].weight, head.weight.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_test_labels_do_not_influence_anything() -> None:
@@ -65,8 +104,8 @@ def test_test_labels_do_not_influence_anything() -> None:
     first = linear_probe(train_x, train_y, test_x, test_y)
     second = linear_probe(train_x, train_y, test_x, (test_y + 1) % 10)
     assert torch.equal(first.probe.weight, second.probe.weight)
-    assert (first.regularisation, first.held_out_accuracy) == (
-        second.regularisation,
+    assert (first.selected, first.held_out_accuracy) == (
+        second.selected,
         second.held_out_accuracy,
     )
     assert first.accuracy != second.accuracy
@@ -78,12 +117,13 @@ def test_random_labels_give_chance() -> None:
     assert linear_probe(train_x, shuffled, test_x, test_y).accuracy < 0.2
 
 
-def test_deterministic_by_seed() -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_deterministic_by_seed(solver: str) -> None:
     data = _features(300, 100, decades=1)
     torch.manual_seed(5)
-    first = linear_probe(*data, seed=1)
+    first = linear_probe(*data, solver=solver, seed=1)
     torch.manual_seed(6)
-    second = linear_probe(*data, seed=1)
+    second = linear_probe(*data, solver=solver, seed=1)
     assert torch.equal(first.probe.weight, second.probe.weight)
     assert first.accuracy == second.accuracy
 
@@ -119,8 +159,10 @@ def test_bad_input_is_named() -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             linear_probe(*arguments)
-    with pytest.raises(UserError, match="regularisations"):
-        linear_probe(train_x, train_y, test_x, test_y, regularisations=[0.0])
+    with pytest.raises(UserError, match="grid must hold positive"):
+        linear_probe(train_x, train_y, test_x, test_y, grid=[0.0])
+    with pytest.raises(UserError, match="choose one of logistic_regression, sgd"):
+        linear_probe(train_x, train_y, test_x, test_y, solver="adam")
 
 
 def test_the_saved_probe_gives_the_same_logits(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""A linear classifier of standardised features, and its file."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from heatssl.errors import UserError
+from heatssl.export import disk_errors, write_atomically
+
+ROWS = 8192  # features that are worked on at a time
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier of standardised features."""
+
+    weight: Tensor  # (K, C)
+    bias: Tensor  # (K,)
+    mean: Tensor  # (C,) of the training features
+    std: Tensor  # (C,)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (N, C) -> logits (N, K); differentiable in the features."""
+        probe = self.to(x.device)
+        return F.linear((x.to(probe.mean.dtype) - probe.mean) / probe.std, probe.weight, probe.bias)
+
+    def to(self, device: torch.device | str) -> "LinearProbe":
+        """The same probe on another device."""
+        return LinearProbe(*(tensor.to(device) for tensor in (self.weight, self.bias, self.mean, self.std)))
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel, in float64 and by chunks; a constant channel gets deviation one."""
+    mean = torch.stack([rows.double().sum(dim=0) for rows in x.split(ROWS)]).sum(dim=0) / len(x)
+    squares = torch.stack([(rows.double() - mean).square().sum(dim=0) for rows in x.split(ROWS)])
+    std = (squares.sum(dim=0) / len(x)).sqrt()
+    # Rounding noise of a constant channel must not be blown up to unit size.
+    std = torch.where(std > 1e-6 * (mean.abs() + std.mean()), std, 1.0)
+    return mean.float(), std.float()
+
+
+def save_probe(path: Path, probe: LinearProbe, classes: list[str], weights: str = "") -> None:
+    """Write weight, bias, mean and std, whole or not at all.
+
+    Args:
+        path: ``probe.safetensors``.
+        probe: moved to the CPU for the file.
+        classes: names of the classes (metadata ``classes``, JSON).
+        weights: fingerprint of the backbone whose features the probe reads (metadata ``weights``).
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: getattr(probe, name).cpu().contiguous() for name in ("weight", "bias", "mean", "std")}
+    content = safetensors.torch.save(tensors, metadata={"classes": json.dumps(classes), "weights": weights})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_probe(path: Path, weights: str = "") -> tuple[LinearProbe, list[str]]:
+    """The probe and its classes' names.
+
+    Args:
+        path: what :func:`save_probe` wrote.
+        weights: fingerprint of the backbone that it will be used with; empty: no check.
+
+    Raises:
+        UserError: when the file is missing or damaged, or belongs to other weights.
+    """
+    command = f"`heatssl probe run={path.parent}`"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run {command} first")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            classes = json.loads(metadata["classes"])
+            probe = LinearProbe(*(file.get_tensor(name) for name in ("weight", "bias", "mean", "std")))
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): run {command} again") from error
+    if weights and metadata.get("weights") != weights:
+        raise UserError(f"{path} was trained on other weights, those of an earlier or later step: run {command} again")
+    return probe, classes
