@@ -131,6 +131,7 @@ class AttributeConfig(EvaluationConfig):
     count: int = 8
     steps: int = 32  # integrated gradients: points on the path
     size: int = 256  # pixels of the written overlays
+    over_image: bool = True  # false: the heat alone, for images that must not be passed on
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""Small pictures of a finished run for the docs: python tools/figures.py RUN DESTINATION.
+"""Small pictures of a finished run for the docs: python tools/figures.py RUN DESTINATION [--no-images].
 
 Writes DESTINATION_curve.png (loss and online kNN), DESTINATION_law.png (image, visible quarter, what the law
-fills in, residual) and DESTINATION_heatmaps.png (the overlays of ``heatssl attribute``).
+fills in, residual) and DESTINATION_heatmaps.png (the overlays of ``heatssl attribute``). With --no-images the
+law's picture is its residual alone; write the heatmaps by ``heatssl attribute over_image=false`` then.
 """
 
 import json
@@ -33,12 +34,15 @@ def curve(run: Path, destination: Path) -> None:
     figure.savefig(f"{destination}_curve.png")
 
 
-def law(run: Path, destination: Path) -> None:
-    """One row an image: original, visible quarter, reconstruction, residual of the law."""
+def law(run: Path, destination: Path, images: bool) -> None:
+    """One row an image: original, visible quarter, reconstruction, residual of the law; or a row of residuals."""
     pictures = np.load(run / "pictures.npz")
     residual = pictures["law_residual"]
     heat = (plt.get_cmap("inferno")(residual / residual.max())[..., :3] * 255).astype(np.uint8)
     chosen = range(0, len(residual), max(1, len(residual) // COUNT))  # spread over the four corners
+    if not images:
+        save_grid([[Image.fromarray(cell) for cell in heat]], f"{destination}_law.png")
+        return
     rows = [[pictures["image"][i], pictures["visible"][i], pictures["reconstruction"][i], heat[i]] for i in chosen]
     save_grid([[Image.fromarray(cell) for cell in row] for row in rows[:COUNT]], f"{destination}_law.png")
 
@@ -65,7 +69,10 @@ def save_grid(rows: list[list[Image.Image]], path: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    folders = [argument for argument in sys.argv[1:] if argument != "--no-images"]
+    if len(folders) != 2:
         sys.exit(__doc__)
-    for draw in (curve, law, heatmaps):
-        draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    run, destination = map(Path, folders)
+    curve(run, destination)
+    law(run, destination, images="--no-images" not in sys.argv)
+    heatmaps(run, destination)

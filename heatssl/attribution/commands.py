@@ -100,7 +100,8 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
     for index, (image, raw) in enumerate(zip(shown, found.maps.abs().cpu().numpy(), strict=True)):
         largest = float(np.quantile(raw, BRIGHTEST)) or float(raw.max()) or 1.0
         file = f"attribution/{index:03d}_{method}_{wish.kind}.png"
-        _write_picture(source.output / file, overlay(image, raw / largest, size=config.size, largest=largest))
+        background = image if config.over_image else None
+        _write_picture(source.output / file, overlay(background, raw / largest, size=config.size, largest=largest))
         entries.append(
             Map(pictures.names[index], pictures.labels[index], method, wish.description, file, errors[index])
         )

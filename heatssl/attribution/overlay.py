@@ -11,7 +11,7 @@ PAPER, INK = "white", "black"
 
 
 def overlay(
-    image: NDArray[np.uint8],
+    image: NDArray[np.uint8] | None,
     heat: NDArray[np.floating],
     *,
     size: int = 256,
@@ -21,7 +21,7 @@ def overlay(
     """The image in grey, coloured by the heatmap, with a colour bar at its right.
 
     Args:
-        image: (S, S, 3) uint8, RGB.
+        image: (S, S, 3) uint8, RGB; None: the heat alone, where the image must not be shown.
         heat: (h, w) in [0, 1], of any resolution; values outside are cut.
         size: pixels of the picture's side, colour bar aside.
         largest: what heat 1 stands for, written at the top of the bar; its bottom is 0.
@@ -30,16 +30,18 @@ def overlay(
     Returns:
         RGB picture, ``size`` high and about a quarter wider.
     """
-    grey = Image.fromarray(image).convert("L").resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
     smooth = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
-    blended = Image.blend(grey, _coloured(np.asarray(smooth), colour_map), OPACITY)
+    shown = _coloured(np.asarray(smooth), colour_map)
+    if image is not None:
+        grey = Image.fromarray(image).convert("L").resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
+        shown = Image.blend(grey, shown, OPACITY)
 
     font = ImageFont.load_default(size=max(9, size // 20))
     label = f"{largest:.2g}"
     gap, bar = max(4, size // 32), max(8, size // 20)
     text = max(int(font.getlength(label)), int(font.getlength("0")))
     picture = Image.new("RGB", (size + gap + bar + gap // 2 + text + gap // 2, size), PAPER)
-    picture.paste(blended, (0, 0))
+    picture.paste(shown, (0, 0))
     ramp = np.repeat(np.linspace(1, 0, size - 2 * gap)[:, None], bar, axis=1)
     picture.paste(_coloured(ramp, colour_map), (size + gap, gap))
     draw = ImageDraw.Draw(picture)

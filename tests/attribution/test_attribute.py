@@ -138,3 +138,15 @@ def test_overlay_shows_heat_where_it_is_and_its_scale() -> None:
     assert not np.array_equal(
         picture, np.asarray(overlay(grey, heat, size=128, largest=0.5)).astype(int)[:, : picture.shape[1]]
     )
+
+
+def test_the_heat_alone_shows_nothing_of_the_image() -> None:
+    heat = np.random.default_rng(0).random((8, 8)).astype(np.float32)
+    photograph = np.random.default_rng(1).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    alone = np.asarray(overlay(None, heat, size=64))
+    over_white = np.asarray(overlay(np.full_like(photograph, 255), heat, size=64))
+    assert alone.shape == over_white.shape
+    assert (alone[0, 0] != over_white[0, 0]).any()
+    brightest = np.unravel_index(heat.argmax(), heat.shape)
+    y, x = (8 * brightest[0] + 4, 8 * brightest[1] + 4)
+    assert alone[y, x].sum() > 500  # opaque: the top of the colour map
