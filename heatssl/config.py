@@ -28,6 +28,7 @@ class DataConfig:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     train_size: int | None = None  # shapes: images to generate; others: a deterministic class-balanced subset
     val_size: int | None = None
+    held_out: float = 0.0  # share of train that takes the place of val, which stays unread: to choose settings on
     expected_classes: int | None = None  # checked before the first step, in train and in val
     bad_fraction: float = 0.01  # stop when more than this share of the files cannot be read
     # changes only the speed

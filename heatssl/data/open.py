@@ -1,8 +1,12 @@
 """From a configuration to a data set."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from heatssl.config import DataConfig
 from heatssl.data.folder import Folder
-from heatssl.data.image_data import ImageData, Split, balanced_subset
+from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset
 from heatssl.data.shapes import Shapes
 from heatssl.data.tar import Tar
 from heatssl.errors import UserError
@@ -12,11 +16,14 @@ def open_split(config: DataConfig, split: Split) -> ImageData:
     """Open train or val of the configured data set and check its layout.
 
     ``train_size`` and ``val_size`` say how many scenes ``shapes`` paints; of the others they take a
-    class-balanced subset, the same one every time.
+    class-balanced subset, the same one every time. With ``held_out``, val is a class-balanced share of train,
+    and train the rest: the real val is not opened.
 
     Raises:
         UserError: on an unknown name or a layout that cannot work; the message names the fix.
     """
+    if config.held_out:
+        return _split_of_train(config, split)
     size = config.train_size if split == "train" else config.val_size
     if size is not None and size < 1:
         raise UserError(f"data.{split}_size={size} leaves no image: use at least 1, or null for all")
@@ -33,3 +40,16 @@ def open_split(config: DataConfig, split: Split) -> ImageData:
     else:
         raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
     return data if size is None or size >= len(data) else balanced_subset(data, size)
+
+
+def _split_of_train(config: DataConfig, split: Split) -> Subset:
+    """Train without its held-out share, or that share in the place of val."""
+    train = open_split(replace(config, held_out=0.0), "train")
+    count = round(config.held_out * len(train))
+    if not 0 < count < len(train):
+        raise UserError(f"data.held_out={config.held_out:g} of {len(train)} images splits nothing: use 0.1, or 0")
+    held = balanced_subset(train, count).indices
+    if split == "train":
+        return Subset(train, np.setdiff1d(np.arange(len(train)), held))
+    val = Subset(train, held)
+    return val if config.val_size is None or config.val_size >= count else balanced_subset(val, config.val_size)

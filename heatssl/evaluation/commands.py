@@ -99,6 +99,7 @@ def _measure(
     val, val_x, val_y = cached_features(backbone, "val", source, config.batch_size)
     if train.classes != val.classes:
         raise UserError(f"train and val have different classes: make the folders under {source.data.root} the same")
+    split = "held-out" if source.data.held_out else "val"
     # MPS has no float64, which the probe's sums need; there the processor does it.
     place = source.device if source.device.type == "cuda" else torch.device("cpu")
     features = (train_x.to(place), train_y.to(place), val_x.to(place), val_y.to(place))
@@ -108,10 +109,10 @@ def _measure(
         accuracy=accuracy(features, train.classes),
         protocol=(
             f"{method}; mean-pooled frozen features at {source.data.image_size} px, centre crop; "
-            f"{len(train_y)} train, {len(val_y)} val images; seed {config.seed}"
+            f"{len(train_y)} train, {len(val_y)} {split} images; seed {config.seed}"
         ),
         data=source.data.name,
-        split="val",
+        split=split,
         train_size=len(train_y),
         val_size=len(val_y),
         seed=config.seed,
