@@ -6,7 +6,21 @@ Derivatives z_x and z_y run along width and height, in units of one patch. Every
 a residual alone is no sign of good features: objectives log the rank beside it.
 """
 
+from heatssl.heat.completion import complete, coordinates, harmonic_weights, heat_kernel_weights
 from heatssl.heat.first_order import FirstOrder, commutator, spectral_radius
 from heatssl.heat.laplace import Laplace, laplacian, laplacian_stencil
+from heatssl.heat.transport import Transport
 
-__all__ = ["FirstOrder", "Laplace", "commutator", "laplacian", "laplacian_stencil", "spectral_radius"]
+__all__ = [
+    "FirstOrder",
+    "Laplace",
+    "Transport",
+    "commutator",
+    "complete",
+    "coordinates",
+    "harmonic_weights",
+    "heat_kernel_weights",
+    "laplacian",
+    "laplacian_stencil",
+    "spectral_radius",
+]
