@@ -29,6 +29,11 @@ WRAPPER = """<!doctype html><body style="margin:0">
   found.width = frame.contentWindow.innerWidth;
   page.querySelectorAll("details").forEach(element => element.open = true);
   found.scrollWidth = page.documentElement.scrollWidth;
+  // What scrolls on purpose, such as the configuration, does not overflow.
+  const overflows = element => element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0
+    && frame.contentWindow.getComputedStyle(element).overflowX === "visible";
+  found.overflowing = [...page.querySelectorAll("main, main :not(svg, svg *)")].filter(overflows)
+    .map(element => `${{element.tagName}}#${{element.id}}.${{element.className}}`);
   found.unloaded = [...page.images].filter(image => image.currentSrc && !image.naturalWidth).length;
   const chart = page.querySelector(".chart"), output = chart.parentElement.querySelector("output");
   const box = chart.getBoundingClientRect();
@@ -89,7 +94,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, write_run: Make) -> Path:
     return write_report(write_run(tmp_path_factory.mktemp("runs") / ("a_long_name_without_a_break" * 4)))
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])  # of which a scroll bar takes some
 def test_it_fits_the_screen_and_its_script_works(report: Path, tmp_path: Path, width: int) -> None:
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(WRAPPER.format(width=width, report=html.escape(report.read_text(encoding="utf-8"))))
@@ -98,6 +103,7 @@ def test_it_fits_the_screen_and_its_script_works(report: Path, tmp_path: Path, w
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dom)[1]))  # type: ignore[index]
     assert found["width"] == width
     assert found["scrollWidth"] <= width
+    assert found["overflowing"] == []
     assert found["unloaded"] == 0
     assert found["hover"].endswith("at step 0")
     assert found["after"] == found["last"] != found["hover"]
