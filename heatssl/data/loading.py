@@ -16,10 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from heatssl.config import DataConfig
 from heatssl.data.batch import Batch
-from heatssl.data.crop import centre_crop, random_resized_crop
+from heatssl.data.crop import centre_crop, check_crop_scale, random_resized_crop
 from heatssl.data.image_data import ImageData, Subset
 from heatssl.data.shapes import Shapes
-from heatssl.errors import UserError
 
 
 def steps_per_epoch(data: ImageData, batch_size: int, world: int = 1) -> int:
@@ -56,9 +55,7 @@ def train_loader(
     Raises:
         UserError: when ``crop_scale`` is no range of fractions.
     """
-    if len(config.crop_scale) != 2 or not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
-        fix = "use two fractions, the smaller first, such as [0.35,1.0]"
-        raise UserError(f"data.crop_scale={config.crop_scale} is no range of areas: {fix}")
+    check_crop_scale(config.crop_scale)
     steps = _Steps(len(data), batch_size, seed, start_step, rank, world)
     return _loader(_Views(data, config.image_size, config.crop_scale), steps, config.workers)
 

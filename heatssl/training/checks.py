@@ -1,10 +1,12 @@
 """What can be known to be wrong before the first step."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
 from heatssl.config import PretrainConfig
 from heatssl.config_file import differences, load_config, save_config
+from heatssl.data.crop import check_crop_scale
 from heatssl.errors import UserError
 from heatssl.export import disk_errors
 
@@ -44,33 +46,49 @@ def check_settings(config: PretrainConfig) -> None:
     ):
         if choice not in choices:
             raise UserError(f"{name}={choice} is unknown: choose one of {', '.join(choices)}")
+    check_crop_scale(config.data.crop_scale)
 
 
-def claim_folder(config: PretrainConfig) -> None:
-    """Create the output folder with its config.yaml, or find the same run in it.
+def check_folder(config: PretrainConfig) -> None:
+    """Refuse an output folder that cannot take this run.
 
     Raises:
         UserError: when it holds another run (the first differences are named), when it holds any run and
-            ``resume=never``, and when it cannot be written.
+            ``resume=never``, and when it is a file.
     """
     folder = Path(config.output)
+    if folder.is_file():
+        raise UserError(f"output={folder} is a file: choose another output=FOLDER")
     path = folder / "config.yaml"
-    if path.exists():
-        if config.resume == "never":
-            raise UserError(f"{folder} holds a run: choose another output=FOLDER, or resume=auto to go on with it")
-        changed = differences(load_config(path), config)
-        if changed:
-            more = f" and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
-            raise UserError(
-                f"{folder} holds a different run ({', '.join(changed[:SHOWN_DIFFERENCES])}{more}): "
-                "choose another output=FOLDER"
-            )
+    if not path.exists():
+        return
+    if config.resume == "never":
+        raise UserError(f"{folder} holds a run: choose another output=FOLDER, or resume=auto to go on with it")
+    changed = differences(load_config(path), config)
+    if changed:
+        more = f" and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
+        raise UserError(
+            f"{folder} holds a different run ({', '.join(changed[:SHOWN_DIFFERENCES])}{more}): "
+            "choose another output=FOLDER"
+        )
+
+
+def claim_folder(config: PretrainConfig) -> None:
+    """Create the output folder with its config.yaml, once nothing else can refuse the run.
+
+    Raises:
+        UserError: when it cannot be written; what was created on the way is gone then.
+    """
+    folder = Path(config.output)
+    created = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
     with disk_errors(folder):
         try:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UserError(f"output={folder} is a file: choose another output=FOLDER") from error
-        save_config(config, path)
+            save_config(config, folder / "config.yaml")
+        except OSError:
+            for path in created:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
 
 
 def check_space(folder: Path, parameters: int, files: int) -> None:
@@ -80,7 +98,8 @@ def check_space(folder: Path, parameters: int, files: int) -> None:
         UserError: with the space that is needed and that there is.
     """
     needed = files * parameters * 3 * 4  # weights and two moments, four bytes each
-    free = shutil.disk_usage(folder).free
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
             f"{folder} has {free / 2**20:.0f} MiB free, the checkpoints need {needed / 2**20:.0f} MiB: "

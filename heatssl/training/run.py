@@ -31,7 +31,7 @@ from heatssl.training.checkpoint import (
     find_resume_point,
     remove_half_written,
 )
-from heatssl.training.checks import check_settings, check_space, claim_folder
+from heatssl.training.checks import check_folder, check_settings, check_space, claim_folder
 from heatssl.training.compiling import compile_parts, eager
 from heatssl.training.health import Health
 from heatssl.training.metrics import Clock, Metrics, read
@@ -62,13 +62,12 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     config = with_launched_devices(config)
     folder = Path(config.output)
-    is_first = getattr(rank_zero_only, "rank", 0) == 0  # from the environment: there is no process group yet
     check_settings(config)
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     module = build_module(config)
+    is_first = is_first_process()
     if is_first:
-        claim_folder(config)
-        remove_half_written(folder)
+        check_folder(config)
     resume = find_resume_point(folder, config, module)
     if resume is not None and resume.step >= config.trainer.steps:
         if all((folder / name).exists() for name in FINAL_FILES):
@@ -78,7 +77,6 @@ def pretrain(config: PretrainConfig) -> Path:
     else:
         if is_first:
             check_space(folder, sum(p.numel() for p in module.parameters()), files=3 if resume is None else 1)
-        _say(is_first, _opening(config, train, module, resume))
         fit(config, train, module, resume)
     if is_first:
         finish(config, module, val)
@@ -95,6 +93,11 @@ def with_launched_devices(config: PretrainConfig) -> PretrainConfig:
     return replace(config, trainer=replace(config.trainer, devices=devices, nodes=nodes))
 
 
+def is_first_process() -> bool:
+    """Read from the environment: there may be no process group yet."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def build_module(config: PretrainConfig) -> PretrainModule:
     """Backbone, objective and optimiser, with weights drawn from the seed."""
     torch.manual_seed(config.seed)
@@ -104,10 +107,10 @@ def build_module(config: PretrainConfig) -> PretrainModule:
 
 
 def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume: ResumePoint | None) -> None:
-    """Run the steps that are left.
+    """Run the steps that are left. The folder is written to only when all that may refuse the run is behind.
 
     Raises:
-        UserError: when Lightning cannot have the devices that were asked for.
+        UserError: when Lightning cannot have the devices that were asked for, or the folder cannot be written.
         SystemExit: when stopped by a signal.
     """
     settings = config.trainer
@@ -143,6 +146,10 @@ def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume
         trainer = create_trainer(config, [callback for callback in callbacks if callback is not None])
         if trainer.world_size > 1:
             freeze_unused(module.objective, config.data.image_size)
+        if is_first_process():
+            claim_folder(config)
+            remove_half_written(Path(config.output))
+            print(_opening(config, train, module, resume), flush=True)
         trainer.fit(module, loader, ckpt_path=str(resume.path) if resume else None)
     if trainer.global_step < settings.steps:
         number = stop.signal or signal.SIGTERM

@@ -64,15 +64,49 @@ def test_torch_hides_a_full_disk_behind_another_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_space_is_found_before_the_first_step(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def too_little_space(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    config = make_config()
+
+
+def test_too_little_space_is_found_before_the_first_step_and_leaves_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    too_little_space(monkeypatch)
     with pytest.raises(UserError, match=r"0 MiB free.*choose another output"):
-        pretrain(config)
-    assert not (Path(config.output) / "metrics.jsonl").exists()
+        pretrain(make_config("runs/deep/run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_leaves_a_run_as_it_was(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"steps": 4, "checkpoint_every": 2, "knn_every": 0}
+    with monkeypatch.context() as patched:
+        patched.setattr("heatssl.training.run.finish", lambda *_: None)  # so that something is left to do
+        folder = pretrain(make_config(**settings))
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    torch.save(last | {"global_step": 2}, folder / "checkpoints/last.ckpt")
+    (folder / "checkpoints/last.ckpt.tmp").write_text("half-written")
+    before = {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+    too_little_space(monkeypatch)
+    with pytest.raises(UserError, match="0 MiB free"):
+        pretrain(make_config(**settings, log_every=1))
+    assert before == {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in before}
+    assert set(folder.rglob("*")) == set(before)
+
+
+def test_a_full_disk_before_the_first_step_leaves_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_text = Path.write_text
+
+    def until_full(path: Path, text: str, **options: Any) -> int:
+        write_text(path, text[:5], **options)
+        raise FULL
+
+    monkeypatch.setattr(Path, "write_text", until_full)
+    with pytest.raises(UserError, match="no space left on device"):
+        pretrain(make_config("runs/run"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def test_vectors_and_positions_are_not_decayed(make_config: MakeConfig) -> None:
         ({"resume": "yes"}, "resume=yes.*auto, never"),
         ({"image_size": 40}, "quartered"),
         ({"backbone": "vit_tinny_patch16_224"}, "vit_tiny_patch16_224"),
+        ({"accelerator": "mps" if torch.cuda.is_available() else "cuda"}, "is not to be had here.*accelerator=auto"),
+        ({"crop_scale": [0.9, 0.1]}, "data.crop_scale"),
     ],
 )
 def test_what_no_run_can_have_is_refused_and_writes_nothing(
