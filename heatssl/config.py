@@ -30,9 +30,10 @@ class DataConfig:
     val_size: int | None = None
     held_out: float = 0.0  # share of train that takes the place of val, which stays unread: to choose settings on
     expected_classes: int | None = None  # checked before the first step, in train and in val
-    bad_fraction: float = 0.01  # stop when more than this share of the files cannot be read
     # changes only the speed
     workers: int = 2
+    # bookkeeping
+    bad_fraction: float = 0.01  # stop when more than this share of the files cannot be read
 
 
 @dataclass
@@ -156,6 +157,7 @@ KEEPS_RESULT = frozenset(
         "output",
         "resume",
         "data.workers",
+        "data.bad_fraction",
         "trainer.accelerator",
         "trainer.compile",
         "trainer.log_every",

@@ -1,7 +1,7 @@
 """A batch, and what became of the files that could not be read."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -61,6 +61,16 @@ class BadFiles:
                 log.warning("skipped %s", name)
         if self._seen >= self._ENOUGH:
             self.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names and counts, in plain types."""
+        return {"names": list(self.names), "seen": self._seen, "bad": self._bad}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting, and tell of no file again."""
+        self.names = list(state["names"])
+        self._known = set(self.names)
+        self._seen, self._bad = state["seen"], state["bad"]
 
     def check(self) -> None:
         """Check the share however few images were seen: call it after the last batch.

@@ -73,7 +73,12 @@ def pretrain(config: PretrainConfig) -> Path:
         if all((folder / name).exists() for name in FINAL_FILES):
             _say(is_first, f"{folder} is finished: {config.trainer.steps} steps of this very run are done")
             return folder
-        module.load_state_dict(torch.load(resume.path, map_location="cpu", weights_only=True)["state_dict"])
+        checkpoint = torch.load(resume.path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        module.on_load_checkpoint(checkpoint)
+        module.bad_files.check()
+        if is_first:
+            claim_folder(config)
     else:
         if is_first:
             check_space(folder, sum(p.numel() for p in module.parameters()), files=3 if resume is None else 1)

@@ -201,3 +201,15 @@ def test_one_bad_file_met_in_every_epoch_does_not_stop_the_run() -> None:
     good = Batch(torch.zeros(199, 3, 4, 4), torch.zeros(199), torch.zeros(199), ["x.jpg: broken"])
     feed(files, good, 50)
     assert files.names == ["x.jpg: broken"]
+
+
+def test_counts_go_on_where_they_were_saved(caplog: pytest.LogCaptureFixture) -> None:
+    half = Batch(torch.zeros(45, 3, 4, 4), torch.zeros(45), torch.zeros(45), [f"{i}.jpg: broken" for i in range(5)])
+    first, second = BadFiles(0.09), BadFiles(0.09)
+    first.update(half)  # 50 images are too few to judge
+    caplog.clear()
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(UserError, match=r"10 of 100 .*the first is 0\.jpg"):
+        second.update(half)
+    assert second.names == half.bad
+    assert caplog.records == [], "a file is named once"

@@ -49,6 +49,8 @@ def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     assert run.stdout.count("step 1/1") == 1, "only the first process speaks"
     folder = Path(config.output)
     assert load_config(folder / "config.yaml").trainer.devices == 2
+    counts = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["bad_files"]
+    assert counts == [{"names": [], "seen": 8, "bad": 0}] * 2, "each process has its own"
 
     module = build_module(config)
     data = open_split(config.data, "train")
