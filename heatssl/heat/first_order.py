@@ -9,39 +9,19 @@ directions is independent of the path exactly when A and B commute.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def commutator(a: Tensor, b: Tensor) -> Tensor:
-    """||AB - BA|| / (||A|| ||B||) in Frobenius norms: 0 when moves are independent of their path, at most sqrt(2).
-
-    Args:
-        a: matrix (C, C).
-        b: matrix (C, C). With a zero matrix the ratio is 0.
-    """
-    scale = torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
-    return torch.linalg.matrix_norm(a @ b - b @ a) / scale.clamp_min(torch.finfo(a.dtype).tiny)
+from heatssl.heat.law import Propagator, apply_matrix
 
 
-def spectral_radius(step: Tensor) -> Tensor:
-    """Largest |eigenvalue| of a step matrix I + A (C, C): above 1, some field grows at each step."""
-    return torch.linalg.eigvals(step).abs().max()
-
-
-def apply_matrix(matrix: Tensor, z: Tensor) -> Tensor:
-    """Mix channels at each position: (D, C) x (B, C, H, W) -> (B, D, H, W)."""
-    return F.conv2d(z, matrix.to(z.dtype)[:, :, None, None])
-
-
-class FirstOrder(nn.Module):
+class FirstOrder(Propagator):
     """The law z_x = A z, z_y = B z on fields of C channels.
 
     Two parametrisations:
 
     * ``commuting=False``: A and B are free C x C matrices, as QB-Heat states it. Moves are whole patches;
       a move goes along x first, then along y, and a negative one applies the inverse step. Nothing keeps
-      AB = BA or the step stable: watch :func:`commutator` and :func:`spectral_radius`.
+      AB = BA or the step stable: watch :func:`heatssl.heat.commutator` and :func:`heatssl.heat.spectral_radius`.
     * ``commuting=True`` (ours): the steps share an orthogonal basis Q, in which channels k and k + C/2 form
       one complex number and a step multiplies it by exp(g_k), g = decay + i rotation:
       I + A = Q exp(diag(g_x)) Q^T, I + B = Q exp(diag(g_y)) Q^T. So A and B commute, eigenvalues lie
@@ -61,13 +41,9 @@ class FirstOrder(nn.Module):
     def __init__(
         self, channels: int, commuting: bool = True, max_decay: float = 0.1, max_rotation: float = math.pi / 8
     ) -> None:
-        super().__init__()
-        if channels < 1 or (commuting and channels % 2):
-            raise ValueError(
-                f"a {'commuting ' if commuting else ''}first-order law needs "
-                f"{'an even' if commuting else 'a positive'} number of channels, not {channels}"
-            )
-        self.channels = channels
+        super().__init__(channels)
+        if commuting and channels % 2:
+            raise ValueError(f"a commuting first-order law needs an even number of channels, not {channels}")
         self.commuting = commuting
         self.max_decay = max_decay
         if commuting:
@@ -90,8 +66,13 @@ class FirstOrder(nn.Module):
         """B (C, C) of z(x, y+1) = (I + B) z(x, y)."""
         return self._step_matrix(1) if self.commuting else self.matrix_b
 
-    def basis(self) -> Tensor:
-        """The shared orthogonal basis Q (C, C) of the commuting form: (I - K)^-1 (I + K), K skew (Cayley)."""
+    def basis(self) -> Tensor | None:
+        """The shared orthogonal basis Q (C, C) of the commuting form: (I - K)^-1 (I + K), K skew (Cayley).
+
+        Full matrices share none: None.
+        """
+        if not self.commuting:
+            return None
         skew = self.basis_skew - self.basis_skew.T
         identity = torch.eye(self.channels, dtype=skew.dtype, device=skew.device)
         return torch.linalg.solve(identity - skew, identity + skew)
@@ -104,36 +85,12 @@ class FirstOrder(nn.Module):
         """
         return self.max_decay * torch.tanh(self.raw_decay), math.pi * torch.tanh(self.raw_rotation)
 
-    def propagate(self, z: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
-        """The field moved by (dx, dy) patches: what the law says stands dx to the right of and dy below each position.
-
-        Args:
-            z: field (B, C, H, W).
-            dx: offset to the right in patches, any sign; fractions only when commuting.
-            dy: offset downwards, likewise.
-
-        Returns:
-            (B, C, H, W); position p holds the value extrapolated to p + (dx, dy).
+    def move(self, zeta: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
+        """:meth:`propagate` in the coordinates of :meth:`enter`: zeta (B, C, H, W) -> same.
 
         Raises:
-            ValueError: on a fractional offset without ``commuting``, or on the wrong number of channels.
+            ValueError: on a fractional offset without ``commuting``.
         """
-        self._check(z)
-        return self.leave(self.move(self.enter(z), dx, dy))
-
-    def enter(self, z: Tensor) -> Tensor:
-        """Coordinates in which :meth:`move` is cheapest, (B, C, H, W) -> same: Q^T z when commuting, else z itself.
-
-        Many moves of one field share one change of basis: ``leave(cat(move(enter(z), ...), ...))``.
-        """
-        return apply_matrix(self.basis().T, z) if self.commuting else z
-
-    def leave(self, zeta: Tensor) -> Tensor:
-        """Inverse of :meth:`enter`."""
-        return apply_matrix(self.basis(), zeta) if self.commuting else zeta
-
-    def move(self, zeta: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
-        """:meth:`propagate` in the coordinates of :meth:`enter`: zeta (B, C, H, W) -> same."""
         if dx == 0 and dy == 0:
             return zeta
         if self.commuting:
@@ -145,39 +102,8 @@ class FirstOrder(nn.Module):
         move_y = torch.linalg.matrix_power(identity + self.matrix_b, int(dy))
         return apply_matrix(move_y @ move_x, zeta)
 
-    def residual(self, z: Tensor) -> Tensor:
-        """Squared error of predicting each position's right and lower neighbour by one step, mean over channels.
-
-        ||z(x+1, y) - (I+A) z(x, y)||^2 / C + ||z(x, y+1) - (I+B) z(x, y)||^2 / C. The last column and row have no
-        such neighbour: there the step that enters stands for the one that would leave.
-
-        Args:
-            z: field (B, C, H, W).
-
-        Returns:
-            (B, H, W), zero everywhere exactly when z obeys the discrete law.
-        """
-        self._check(z)
-        zeta = self.enter(z)  # an orthogonal change of basis keeps norms: errors are the same in these coordinates
-        error_x = (zeta[..., 1:] - self.move(zeta[..., :-1], dx=1)).square().mean(dim=1)
-        error_y = (zeta[..., 1:, :] - self.move(zeta[..., :-1, :], dy=1)).square().mean(dim=1)
-        total = z.new_zeros(z.shape[0], *z.shape[2:])
-        if z.shape[3] > 1:
-            total = total + F.pad(error_x, (0, 1), mode="replicate")
-        if z.shape[2] > 1:
-            total = total + F.pad(error_y, (0, 0, 0, 1), mode="replicate")
-        return total
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Same as :meth:`residual`."""
-        return self.residual(z)
-
     def extra_repr(self) -> str:
         return f"channels={self.channels}, commuting={self.commuting}"
-
-    def _check(self, z: Tensor) -> None:
-        if z.ndim != 4 or z.shape[1] != self.channels:
-            raise ValueError(f"this law expects a field (B, {self.channels}, H, W), not {tuple(z.shape)}")
 
     def _rotate(self, zeta: Tensor, dx: float, dy: float) -> Tensor:
         """Multiply the complex coordinates zeta (B, C, H, W) by exp(dx g_x + dy g_y): halves are real and imaginary."""

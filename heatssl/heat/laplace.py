@@ -7,8 +7,9 @@ The steady state of the heat equation dz/dt = z_xx + z_yy, read as a prior on fe
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from heatssl.heat.law import Law
 from heatssl.ops import Boundary, depthwise_stencil
 
 Stencil = Literal["5pt", "9pt"]
@@ -47,7 +48,7 @@ def laplacian(z: Tensor, stencil: Stencil = "5pt", boundary: Boundary = "interio
     return depthwise_stencil(z, laplacian_stencil(stencil) / spacing**2, boundary)
 
 
-class Laplace(nn.Module):
+class Laplace(Law):
     """The law z_xx + z_yy = 0.
 
     Args:
@@ -71,10 +72,6 @@ class Laplace(nn.Module):
     def residual(self, z: Tensor) -> Tensor:
         """Squared Laplacian, mean over channels: z (B, C, H, W) -> (B, H, W), interior (B, H-2, W-2)."""
         return laplacian(z, self.stencil, self.boundary, self.spacing).square().mean(dim=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Same as :meth:`residual`."""
-        return self.residual(z)
 
     def extra_repr(self) -> str:
         return f"stencil={self.stencil}, boundary={self.boundary}, spacing={self.spacing}"

@@ -146,6 +146,41 @@ def test_transposing_the_image_swaps_a_and_b(field):
     assert torch.allclose(swapped.residual(field.transpose(2, 3)), law.residual(field).transpose(1, 2))
 
 
+def test_commuting_transposition_swaps_the_axes_and_a_flip_inverts_a_step(field):
+    """What stands to the right of z stands to the left of it in the mirror: A's step becomes its inverse."""
+    law, swapped, flipped = (random_law(commuting=True) for _ in range(3))
+    with torch.no_grad():
+        for parameter in (swapped.raw_decay, swapped.raw_rotation):
+            parameter.copy_(parameter.flip(0))
+        flipped.raw_decay[0].neg_()
+        flipped.raw_rotation[0].neg_()
+    identity = torch.eye(6, dtype=torch.float64)
+    assert torch.allclose(identity + flipped.A, torch.linalg.inv(identity + law.A))
+    assert torch.allclose(swapped.residual(field.transpose(2, 3)), law.residual(field).transpose(1, 2))
+    moved = law.propagate(field, dx=3, dy=-1)
+    assert torch.allclose(swapped.propagate(field.transpose(2, 3), dx=-1, dy=3), moved.transpose(2, 3))
+    assert torch.allclose(flipped.propagate(field.flip(3), dx=-3, dy=-1), moved.flip(3))
+
+
+@pytest.mark.parametrize("commuting", [True, False])
+def test_the_adjoint_of_a_move_is_the_transposed_matrix(commuting, field):
+    law = random_law(commuting)
+    z = field.clone().requires_grad_()
+    weight = torch.randn_like(field)
+    (adjoint,) = torch.autograd.grad((law.propagate(z, dx=2, dy=1) * weight).sum(), z)
+    assert torch.allclose(adjoint, mix((power(law.B, 1) @ power(law.A, 2)).T, weight))
+
+
+def test_many_moves_can_share_one_basis(field, monkeypatch):
+    law = random_law(commuting=True)
+    expected = [law.propagate(field, dx=dx) for dx in (1, 2.5)]
+    basis = law.basis()
+    monkeypatch.setattr(law, "basis", lambda: pytest.fail("the basis was computed again"))
+    zeta = law.enter(field, basis)
+    for dx, value in zip((1, 2.5), expected, strict=True):
+        assert torch.allclose(law.leave(law.move(zeta, dx=dx), basis), value)
+
+
 @pytest.mark.parametrize("commuting", [True, False])
 def test_gradients_reach_field_and_law(commuting):
     law = random_law(commuting, channels=4)

@@ -97,6 +97,20 @@ def test_gradients(boundary):
     assert torch.autograd.gradcheck(Laplace("9pt", boundary).residual, field)
 
 
+def test_without_flux_through_the_edges_the_laplacian_is_its_own_adjoint():
+    z, w = torch.randn(2, 1, 2, 4, 5, dtype=torch.float64)
+    for stencil in ("5pt", "9pt"):
+        forth, back = (laplacian(z, stencil, "replicate") * w).sum(), (z * laplacian(w, stencil, "replicate")).sum()
+        assert forth.item() == pytest.approx(back.item())
+
+
+@pytest.mark.parametrize("stencil", ["5pt", "9pt"])
+def test_bf16_stays_close_to_float64(stencil):
+    field = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    exact = laplacian(field, stencil)
+    assert (laplacian(field.bfloat16(), stencil).double() - exact).norm() / exact.norm() < 0.01
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="5pt, 9pt"):
         Laplace("7pt")

@@ -1,0 +1,149 @@
+"""What laws have in common: a residual; and, for laws of first order, moves of a field by an offset."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Step = Callable[[Tensor], Tensor]
+
+
+class Law(nn.Module):
+    """A partial differential equation as a prior on a field z (B, C, H, W)."""
+
+    def residual(self, z: Tensor) -> Tensor:
+        """How far z is from obeying at each position: (B, C, H, W) -> (B, H, W), never negative, mean over channels."""
+        raise NotImplementedError
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Same as :meth:`residual`."""
+        return self.residual(z)
+
+
+class Propagator(Law):
+    """A law that also says what stands at an offset from a position: the field can be moved.
+
+    Moves happen between :meth:`enter` and :meth:`leave`, in coordinates in which they are cheapest. Many moves of one
+    field share one change of basis, and that basis one computation::
+
+        basis = law.basis()
+        zeta = law.enter(z, basis)
+        moved = law.leave(torch.cat([law.move(zeta, dx=7), law.move(zeta, dy=7)]), basis)
+
+    Args:
+        channels: C of the fields that this law is about.
+
+    Raises:
+        ValueError: when that is not positive.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"a law needs a positive number of channels, not {channels}")
+        self.channels = channels
+
+    def basis(self) -> Tensor | None:
+        """The orthogonal basis (C, C) in which moves are cheapest; None: the field's own."""
+        return None
+
+    def enter(self, z: Tensor, basis: Tensor | None = None) -> Tensor:
+        """Coordinates in which :meth:`move` is cheapest, (B, C, H, W) -> same.
+
+        Args:
+            z: field (B, C, H, W).
+            basis: what :meth:`basis` returned; None computes it anew.
+
+        Raises:
+            ValueError: on the wrong number of channels.
+        """
+        if z.ndim != 4 or z.shape[1] != self.channels:
+            raise ValueError(f"this law expects a field (B, {self.channels}, H, W), not {tuple(z.shape)}")
+        basis = self.basis() if basis is None else basis
+        return z if basis is None else apply_matrix(basis.T, z)
+
+    def move(self, zeta: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
+        """:meth:`propagate` in the coordinates of :meth:`enter`: zeta (B, C, H, W) -> same."""
+        raise NotImplementedError
+
+    def leave(self, zeta: Tensor, basis: Tensor | None = None) -> Tensor:
+        """Inverse of :meth:`enter`."""
+        basis = self.basis() if basis is None else basis
+        return zeta if basis is None else apply_matrix(basis, zeta)
+
+    def propagate(self, z: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
+        """The field moved by (dx, dy) patches: what the law says stands dx to the right of and dy below each position.
+
+        Args:
+            z: field (B, C, H, W).
+            dx: offset to the right in patches, any sign; fractions only where the law says so.
+            dy: offset downwards, likewise.
+
+        Returns:
+            (B, C, H, W); position p holds the value extrapolated to p + (dx, dy).
+
+        Raises:
+            ValueError: on the wrong number of channels, or an offset that this law cannot move by.
+        """
+        basis = self.basis()
+        return self.leave(self.move(self.enter(z, basis), dx, dy), basis)
+
+    def residual(self, z: Tensor) -> Tensor:
+        """Squared error of predicting each position's right and lower neighbour by one step, mean over channels.
+
+        The last column and row have no such neighbour: there the step that enters stands for the one that would leave.
+
+        Args:
+            z: field (B, C, H, W).
+
+        Returns:
+            (B, H, W), zero everywhere exactly when z obeys the discrete law.
+
+        Raises:
+            ValueError: on the wrong number of channels.
+        """
+        # An orthogonal change of basis keeps norms: the errors are the same in these coordinates.
+        return step_residual(self.enter(z), lambda zeta: self.move(zeta, dx=1), lambda zeta: self.move(zeta, dy=1))
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}"
+
+
+def apply_matrix(matrix: Tensor, z: Tensor) -> Tensor:
+    """Mix channels at each position: (D, C) x (B, C, H, W) -> (B, D, H, W)."""
+    return F.conv2d(z, matrix.to(z.dtype)[:, :, None, None])
+
+
+def step_residual(z: Tensor, step_x: Step, step_y: Step) -> Tensor:
+    """Squared errors of one step to the right and one down, each a mean over channels, summed: -> (B, H, W).
+
+    Args:
+        z: field (B, C, H, W).
+        step_x: positions -> what should stand one patch to the right of each.
+        step_y: the same for one patch below.
+    """
+    total = z.new_zeros(z.shape[0], *z.shape[2:])
+    if z.shape[3] > 1:
+        error_x = (z[..., 1:] - step_x(z[..., :-1])).square().mean(dim=1)
+        total = total + F.pad(error_x, (0, 1), mode="replicate")
+    if z.shape[2] > 1:
+        error_y = (z[..., 1:, :] - step_y(z[..., :-1, :])).square().mean(dim=1)
+        total = total + F.pad(error_y, (0, 0, 0, 1), mode="replicate")
+    return total
+
+
+def commutator(a: Tensor, b: Tensor) -> Tensor:
+    """||AB - BA|| / (||A|| ||B||) in Frobenius norms: 0 when moves are independent of their path, at most sqrt(2).
+
+    Args:
+        a: matrix (C, C).
+        b: matrix (C, C). With a zero matrix the ratio is 0.
+    """
+    scale = torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
+    return torch.linalg.matrix_norm(a @ b - b @ a) / scale.clamp_min(torch.finfo(a.dtype).tiny)
+
+
+def spectral_radius(step: Tensor) -> Tensor:
+    """Largest |eigenvalue| of a step matrix I + A (C, C): above 1, some field grows at each step."""
+    return torch.linalg.eigvals(step).abs().max()
