@@ -7,12 +7,14 @@ a residual alone is no sign of good features: objectives log the rank beside it.
 """
 
 from heatssl.heat.completion import complete, coordinates, harmonic_weights, heat_kernel_weights
+from heatssl.heat.correlated_laplace import CorrelatedLaplace
 from heatssl.heat.first_order import FirstOrder
 from heatssl.heat.laplace import Laplace, laplacian, laplacian_stencil
 from heatssl.heat.law import Law, Propagator, commutator, spectral_radius
 from heatssl.heat.transport import Transport
 
 __all__ = [
+    "CorrelatedLaplace",
     "FirstOrder",
     "Laplace",
     "Law",
