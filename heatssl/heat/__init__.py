@@ -11,6 +11,7 @@ from heatssl.heat.correlated_laplace import CorrelatedLaplace
 from heatssl.heat.first_order import FirstOrder
 from heatssl.heat.laplace import Laplace, laplacian, laplacian_stencil
 from heatssl.heat.law import Law, Propagator, commutator, spectral_radius
+from heatssl.heat.norm_linear import NormLinear, normalise_channels
 from heatssl.heat.transport import Transport
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FirstOrder",
     "Laplace",
     "Law",
+    "NormLinear",
     "Propagator",
     "Transport",
     "commutator",
@@ -27,5 +29,6 @@ __all__ = [
     "heat_kernel_weights",
     "laplacian",
     "laplacian_stencil",
+    "normalise_channels",
     "spectral_radius",
 ]
