@@ -9,6 +9,7 @@ a residual alone is no sign of good features: objectives log the rank beside it.
 from heatssl.heat.completion import complete, coordinates, harmonic_weights, heat_kernel_weights
 from heatssl.heat.correlated_laplace import CorrelatedLaplace
 from heatssl.heat.first_order import FirstOrder
+from heatssl.heat.hidden_waves import HiddenWaves, wave_speeds
 from heatssl.heat.laplace import Laplace, laplacian, laplacian_stencil
 from heatssl.heat.law import Law, Propagator, commutator, spectral_radius
 from heatssl.heat.norm_linear import NormLinear, normalise_channels
@@ -17,6 +18,7 @@ from heatssl.heat.transport import Transport
 __all__ = [
     "CorrelatedLaplace",
     "FirstOrder",
+    "HiddenWaves",
     "Laplace",
     "Law",
     "NormLinear",
@@ -31,4 +33,5 @@ __all__ = [
     "laplacian_stencil",
     "normalise_channels",
     "spectral_radius",
+    "wave_speeds",
 ]
