@@ -13,11 +13,13 @@ from heatssl.heat.hidden_waves import HiddenWaves, wave_speeds
 from heatssl.heat.laplace import Laplace, laplacian, laplacian_stencil
 from heatssl.heat.law import Law, Propagator, commutator, spectral_radius
 from heatssl.heat.norm_linear import NormLinear, normalise_channels
+from heatssl.heat.semigroup import HeatFlow, heat_semigroup
 from heatssl.heat.transport import Transport
 
 __all__ = [
     "CorrelatedLaplace",
     "FirstOrder",
+    "HeatFlow",
     "HiddenWaves",
     "Laplace",
     "Law",
@@ -29,6 +31,7 @@ __all__ = [
     "coordinates",
     "harmonic_weights",
     "heat_kernel_weights",
+    "heat_semigroup",
     "laplacian",
     "laplacian_stencil",
     "normalise_channels",

@@ -1,0 +1,151 @@
+"""The heat equation in time: z_t = z_xx + z_yy, solved exactly after any time t.
+
+The Laplacian is diagonal in cosines (no heat flows through the edges: Neumann) or in Fourier modes (periodic), so
+that the field after time t is a change of basis, one factor exp(-eigenvalue t) per mode, and the change back. The
+basis is applied as a matrix product per axis, which for maps of up to 64 positions is faster than a fast transform.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from heatssl.heat.law import Law
+
+HeatBoundary = Literal["neumann", "periodic"]
+Laplacian = Literal["continuous", "5pt"]
+
+
+def heat_semigroup(
+    z: Tensor, t: float | Tensor, boundary: HeatBoundary = "neumann", laplacian: Laplacian = "continuous"
+) -> Tensor:
+    """Exact solution of z_t = Laplacian z after time t. Differentiable in z and t.
+
+    Args:
+        z: field (B, C, H, W); half precision is computed in float32 and rounded once.
+        t: time in squared patches, not negative (a tensor's values are not looked at): a number, or a tensor () or
+            (C,), per channel, or broadcastable to (B, C, 1, 1). A point of heat spreads to a standard deviation of
+            sqrt(2 t) patches.
+        boundary: ``neumann``: no flux through edges that lie half a patch outside the outermost positions; modes
+            cos(pi k (x + 1/2) / N), an orthonormal DCT-II. ``periodic``: opposite edges meet; Fourier modes.
+        laplacian: ``continuous``: eigenvalues (pi k / N)^2, or (2 pi k / N)^2 when periodic, so that the solution is
+            exact for the band-limited function through the samples. ``5pt``: 4 sin^2 of half those roots, the exact
+            solution for the 5-point Laplacian (its ``replicate`` boundary in :func:`heatssl.heat.laplacian`).
+
+    Returns:
+        (B, C, H, W), of the type of z. The mean over positions never changes.
+
+    Raises:
+        ValueError: on an unknown boundary or laplacian, a negative number t, or a tensor t of another shape.
+    """
+    for what, choice, choices in (
+        ("boundary", boundary, get_args(HeatBoundary)),
+        ("laplacian", laplacian, get_args(Laplacian)),
+    ):
+        if choice not in choices:
+            raise ValueError(f"unknown {what} {choice!r}: choose one of {', '.join(choices)}")
+    field = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+    time = _broadcast_time(t, field)
+    with torch.autocast(z.device.type, enabled=False):
+        basis_y, eigenvalues_y = _modes(field.shape[2], boundary, laplacian, field)
+        basis_x, eigenvalues_x = _modes(field.shape[3], boundary, laplacian, field)
+        modes = torch.einsum("ky,bcyx,lx->bckl", basis_y, field, basis_x)
+        modes = modes * torch.exp(-(eigenvalues_y[:, None] + eigenvalues_x) * time)
+        return torch.einsum("ky,bckl,lx->bcyx", basis_y, modes, basis_x).to(z.dtype)
+
+
+class HeatFlow(Law):
+    """The time-dependent law z_t = Laplacian z between two fields, with learned times per group of channels.
+
+    Parameters: one per group.
+
+    Args:
+        channels: C.
+        groups: channels of a group share their time; a divisor of C. None: each channel has its own.
+        time: at the start, in squared patches, above 0; the same for all groups.
+        boundary, laplacian: see :func:`heat_semigroup`.
+
+    Raises:
+        ValueError: when the groups do not divide the channels, or the time is not positive.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int | None = None,
+        time: float = 1.0,
+        boundary: HeatBoundary = "neumann",
+        laplacian: Laplacian = "continuous",
+    ) -> None:
+        super().__init__()
+        groups = channels if groups is None else groups
+        if channels < 1 or groups < 1 or channels % groups:
+            raise ValueError(f"{channels} channels cannot be divided into {groups} groups")
+        if time <= 0:
+            raise ValueError(f"time must be positive, not {time}")
+        self.channels = channels
+        self.boundary: HeatBoundary = boundary
+        self.laplacian: Laplacian = laplacian
+        self.log_time = nn.Parameter(torch.full((groups,), math.log(time)))
+
+    @property
+    def time(self) -> Tensor:
+        """Time (C,) of each channel, in squared patches, positive."""
+        return self.log_time.exp().repeat_interleave(self.channels // len(self.log_time))
+
+    def evolve(self, z: Tensor) -> Tensor:
+        """The field after :attr:`time`: (B, C, H, W) -> same."""
+        return heat_semigroup(z, self.time, self.boundary, self.laplacian)
+
+    def residual(self, z: Tensor, later: Tensor | None = None) -> Tensor:
+        """Squared difference between a later field and what the heat flow makes of the earlier one, mean over channels.
+
+        Args:
+            z: the earlier field (B, C, H, W).
+            later: the later one, likewise; None: z itself, so that only a field at rest has no residual.
+
+        Returns:
+            (B, H, W).
+        """
+        return ((z if later is None else later) - self.evolve(z)).square().mean(dim=1)
+
+    def forward(self, z: Tensor, later: Tensor | None = None) -> Tensor:
+        """Same as :meth:`residual`."""
+        return self.residual(z, later)
+
+    def extra_repr(self) -> str:
+        groups = len(self.log_time)
+        return f"channels={self.channels}, groups={groups}, boundary={self.boundary}, laplacian={self.laplacian}"
+
+
+def _broadcast_time(t: float | Tensor, field: Tensor) -> Tensor:
+    """Time as a tensor that broadcasts to (B, C, 1, 1)."""
+    if not isinstance(t, Tensor):
+        if t < 0:
+            raise ValueError(f"heat does not flow back in time: t must be 0 or more, not {t}")
+        return torch.full((), t, dtype=field.dtype, device=field.device)
+    if t.ndim == 1 and len(t) == field.shape[1]:
+        t = t[:, None, None]
+    elif t.ndim not in (0, 4) or (t.ndim == 4 and t.shape[2:] != (1, 1)):
+        raise ValueError(
+            f"t has shape {tuple(t.shape)}: give a number, ({field.shape[1]},) for the channels, "
+            "or a shape that broadcasts to (B, C, 1, 1)"
+        )
+    return t.to(field)
+
+
+def _modes(size: int, boundary: HeatBoundary, laplacian: Laplacian, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal modes (size, size), one a row, and eigenvalues (size,) of minus the Laplacian on one axis."""
+    k = torch.arange(size, dtype=torch.float64, device=like.device)
+    if boundary == "neumann":
+        root = math.pi * k / size
+        basis = math.sqrt(2 / size) * torch.cos(root[:, None] * (k + 0.5))  # DCT-II
+        basis[0] = math.sqrt(1 / size)
+    else:
+        root = 2 * math.pi / size * torch.minimum(k, size - k)
+        # cos + sin of one frequency (Hartley): real, and an eigenvector of all that commutes with shifts and flips.
+        angle = 2 * math.pi / size * (k[:, None] * k % size)
+        basis = (torch.cos(angle) + torch.sin(angle)) / math.sqrt(size)
+    eigenvalues = root.square() if laplacian == "continuous" else 4 * torch.sin(root / 2).square()
+    return basis.to(like.dtype), eigenvalues.to(like.dtype)
