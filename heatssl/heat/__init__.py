@@ -7,6 +7,7 @@ a residual alone is no sign of good features: objectives log the rank beside it.
 """
 
 from heatssl.heat.completion import complete, coordinates, harmonic_weights, heat_kernel_weights
+from heatssl.heat.controls import Copy, FreeLinear, MultilayerPerceptron
 from heatssl.heat.correlated_laplace import CorrelatedLaplace
 from heatssl.heat.first_order import FirstOrder
 from heatssl.heat.hidden_waves import HiddenWaves, wave_speeds
@@ -17,12 +18,15 @@ from heatssl.heat.semigroup import HeatFlow, heat_semigroup
 from heatssl.heat.transport import Transport
 
 __all__ = [
+    "Copy",
     "CorrelatedLaplace",
     "FirstOrder",
+    "FreeLinear",
     "HeatFlow",
     "HiddenWaves",
     "Laplace",
     "Law",
+    "MultilayerPerceptron",
     "NormLinear",
     "Propagator",
     "Transport",
