@@ -105,8 +105,8 @@ def test_home_is_expanded_where_the_shell_does_not() -> None:
         ("zzz=3", "heatssl pretrain --help"),
         ("objective.decoder_widht=3", "did you mean 'objective.decoder_width'?"),
         ("objective={decoder_widht: 3}", "did you mean 'objective.decoder_width'?"),
-        ("objective.foo=3", "objective has name, commuting"),
-        ("objective.commuting=maybe", "objective.commuting=maybe: expected true or false"),
+        ("objective.foo=3", "objective has name, law"),
+        ("objective.law=3", "objective.law=3: expected a word, such as commuting"),
         (
             "objective.decoder_width=wide",
             "objective.decoder_width=wide: expected a whole number, such as 128",
@@ -196,9 +196,9 @@ def test_differences_are_those_that_change_the_result() -> None:
     stored = compose("pretrain", ["recipe=demo"])
     same = compose("pretrain", ["recipe=demo", "output=elsewhere", "data.workers=0", "trainer.log_every=1"])
     assert differences(stored, same) == []
-    other = compose("pretrain", ["recipe=demo", "trainer.steps=10", "objective.commuting=false"])
+    other = compose("pretrain", ["recipe=demo", "trainer.steps=10", "objective.law=full"])
     assert differences(stored, other) == [
-        "objective.commuting=True (asked: False)",
+        "objective.law=commuting (asked: full)",
         f"trainer.steps={stored.trainer.steps} (asked: 10)",
     ]
     deeper = compose("pretrain", ["recipe=demo", "backbone_arguments.qk_norm=true"])

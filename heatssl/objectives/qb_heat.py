@@ -11,19 +11,21 @@ Ours, since the paper's text could not be read that far, or because it works bet
 one of the four corners; each visible position predicts the three positions half a map away, the moves of
 (I + A)^w and (I + B)^h; steps to the left and up are inverse steps; the commuting, stable parametrisation by
 default; the decoder's shape; the loss on hidden patches only, normalised per patch as in MAE (2111.06377) or
-plain; and the optional penalty on the commutator of full matrices.
+plain; the optional penalty on the commutator of full matrices; and the controls that can stand in for the law.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones import encode_block, geometry
-from heatssl.heat import FirstOrder, commutator, spectral_radius
+from heatssl.heat import Copy, FirstOrder, FreeLinear, MultilayerPerceptron, Propagator, commutator, spectral_radius
 from heatssl.objectives.objective import Objective, Outputs
 from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
+
+LawName = Literal["commuting", "full", "copy", "free", "mlp"]
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of the visible quarter
 
@@ -34,7 +36,9 @@ class QBHeat(Objective):
     Args:
         backbone: a timm model.
         image_size: pixels of the square images; the backbone's grid must have even sides.
-        commuting: parametrisation of the law, see :class:`heatssl.heat.FirstOrder`.
+        law: ``commuting`` or ``full`` matrices of the first-order law, see :class:`heatssl.heat.FirstOrder`; or a
+            control in its place: ``copy`` the quarter, one ``free`` linear map for each of the eight moves, or an
+            ``mlp`` of features and move (:mod:`heatssl.heat.controls`).
         channels: width of the field that obeys the law; null: that of the backbone.
         projector_depth: number of 1x1 convolutions between the backbone and the field.
         decoder_width, decoder_depth: the decoder's channels and number of residual 3x3 blocks.
@@ -44,7 +48,7 @@ class QBHeat(Objective):
 
     Raises:
         UserError: when the patch grid cannot be quartered.
-        ValueError: on a target that is neither ``normalised`` nor ``plain``.
+        ValueError: on an unknown law or target.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class QBHeat(Objective):
         backbone: nn.Module,
         image_size: int,
         *,
-        commuting: bool = True,
+        law: LawName = "commuting",
         channels: int | None = None,
         projector_depth: int = 1,
         decoder_width: int = 128,
@@ -73,7 +77,7 @@ class QBHeat(Objective):
         self.backbone = backbone
         channels = channels or grid.channels
         self.to_field = projector(grid.channels, channels, projector_depth)
-        self.law = FirstOrder(channels, commuting=commuting)
+        self.law = create_law(law, channels, self.height, self.width)
         self.decoder = Decoder(channels, decoder_width, decoder_depth, outputs=3 * self.patch**2)
 
     def forward(self, images: Tensor) -> Outputs:
@@ -91,9 +95,10 @@ class QBHeat(Objective):
 
     def extrapolate(self, quarter: Tensor, corner: Tensor) -> Tensor:
         """Fill the other three quarters by the law: (B, C, h/2, w/2), (B,) sorted -> (B, C, h, w)."""
-        groups = self.law.enter(quarter).split(torch.bincount(corner, minlength=len(CORNERS)).tolist())
+        basis = self.law.basis()
+        groups = self.law.enter(quarter, basis).split(torch.bincount(corner, minlength=len(CORNERS)).tolist())
         around = [self._around(group, *place) for group, place in zip(groups, CORNERS, strict=True)]
-        return self.law.leave(torch.cat(around))
+        return self.law.leave(torch.cat(around), basis)
 
     def _around(self, quarter: Tensor, row: int, column: int) -> Tensor:
         """The whole field around a quarter at one corner: each block is the quarter, moved by half a map."""
@@ -116,7 +121,7 @@ class QBHeat(Objective):
         loss = hidden_loss
         if self.visible_weight:
             loss = loss + self.visible_weight * visible_loss
-        if self.commutator_weight and not self.law.commuting:
+        if self.commutator_weight and isinstance(self.law, FirstOrder) and not self.law.commuting:
             loss = loss + self.commutator_weight * commutator(self.law.A, self.law.B)
         return loss, logs
 
@@ -128,15 +133,16 @@ class QBHeat(Objective):
 
     @torch.no_grad()
     def health(self, outputs: Outputs) -> dict[str, float]:
-        """Collapse figures, the law's residual on the whole field, and how A and B behave."""
-        a, b = self.law.A.float(), self.law.B.float()
-        identity = torch.eye(self.law.channels, device=a.device)
+        """Collapse figures, the law's residual on the whole field and, of a first-order law, how A and B behave."""
         field = outputs.field.float()
-        return super().health(outputs) | {
-            "health/law_residual": (self.law.residual(field).mean() / field.square().mean().clamp_min(1e-12)).item(),
-            "health/commutator": commutator(a, b).item(),
-            "health/spectral_radius": max(spectral_radius(identity + m).item() for m in (a, b)),
-        }
+        relative = self.law.residual(field).mean() / field.square().mean().clamp_min(1e-12)
+        figures = super().health(outputs) | {"health/law_residual": relative.item()}
+        if isinstance(self.law, FirstOrder):
+            a, b = self.law.A.float(), self.law.B.float()
+            identity = torch.eye(self.law.channels, device=a.device)
+            figures["health/commutator"] = commutator(a, b).item()
+            figures["health/spectral_radius"] = max(spectral_radius(identity + m).item() for m in (a, b))
+        return figures
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -159,6 +165,25 @@ class QBHeat(Objective):
             "reconstruction": unpatchify(patches, self.patch),
             "law_residual": self.law.residual(field),
         }
+
+
+def create_law(name: LawName, channels: int, height: int, width: int) -> Propagator:
+    """The law, or the control in its place, for moves by a quarter of (height, width) patches.
+
+    Raises:
+        ValueError: on an unknown name.
+    """
+    match name:
+        case "commuting" | "full":
+            return FirstOrder(channels, commuting=name == "commuting")
+        case "copy":
+            return Copy(channels)
+        case "free":
+            return FreeLinear(channels, [(dx, dy) for dx in (-width, 0, width) for dy in (-height, 0, height)])
+        case "mlp":
+            return MultilayerPerceptron(channels, reach=max(height, width))
+        case _:
+            raise ValueError(f"unknown law {name!r}: choose one of {', '.join(get_args(LawName))}")
 
 
 def projector(inputs: int, channels: int, depth: int) -> nn.Sequential:

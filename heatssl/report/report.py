@@ -185,7 +185,7 @@ def _join(parts: list[Any]) -> str:
 
 
 def _settings(table: dict[str, Any]) -> list[str]:
-    """``{"depth": 6, "commuting": True, "channels": None}`` -> depth 6, commuting true."""
+    """``{"depth": 6, "flip": True, "channels": None}`` -> depth 6, flip true."""
     words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in table.items()}
     return [f"{key} {word}" for key, word in words.items() if word is not None]
 

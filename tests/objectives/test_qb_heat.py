@@ -44,9 +44,12 @@ def test_every_corner_is_shown_and_marked():
         assert (shown != 0).float().mean() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("commuting", [True, False])
-def test_each_quarter_is_the_visible_one_moved_by_half_a_map(commuting):
-    objective = tiny(commuting=commuting)
+LAWS = ["commuting", "full", "copy", "free", "mlp"]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_each_quarter_is_the_visible_one_moved_by_half_a_map(law):
+    objective = tiny(law=law)
     quarter = torch.randn(4, 48, 2, 2)
     field = objective.extrapolate(quarter, torch.arange(4))
     for k, (row, column) in enumerate(CORNERS):
@@ -55,6 +58,19 @@ def test_each_quarter_is_the_visible_one_moved_by_half_a_map(commuting):
                 block = field[k, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
                 moved = objective.law.propagate(quarter[k : k + 1], dx=2 * (j - column), dy=2 * (i - row))[0]
                 assert torch.allclose(block, moved, atol=1e-6)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_and_control_learns(law):
+    """A parameter without a gradient, or figures that only some laws have, would stop the run of a control."""
+    objective = tiny(law=law)
+    outputs = objective(torch.randn(4, 3, 32, 32))
+    outputs.loss.backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in objective.law.parameters())
+    figures = objective.health(outputs)
+    assert ("health/commutator" in figures) == (law in ("commuting", "full"))
+    assert figures["health/law_residual"] > 0
+    assert objective.maps(torch.randn(4, 3, 32, 32))["law_residual"].shape == (4, 4, 4)
 
 
 def test_the_hidden_part_reaches_the_loss_only_as_target():
@@ -112,7 +128,7 @@ def test_health_tells_a_collapsed_field():
     assert collapsed["health/channel_std"] == pytest.approx(0, abs=1e-6)
     assert healthy["health/commutator"] < 1e-5
     assert 0.9 < healthy["health/spectral_radius"] < 1.11
-    assert tiny(commuting=False).health(outputs)["health/commutator"] > 0.01
+    assert tiny(law="full").health(outputs)["health/commutator"] > 0.01
 
 
 def test_rankme_counts_directions():
@@ -124,7 +140,7 @@ def test_rankme_counts_directions():
 
 def test_the_commutator_penalty_acts_on_full_matrices_only():
     images = torch.randn(4, 3, 32, 32)
-    plain, penalised = tiny(commuting=False).eval(), tiny(commuting=False, commutator_weight=1.0).eval()
+    plain, penalised = tiny(law="full").eval(), tiny(law="full", commutator_weight=1.0).eval()
     assert penalised(images).loss > plain(images).loss
     assert tiny(commutator_weight=1.0).eval()(images).loss == tiny().eval()(images).loss
 
@@ -134,7 +150,8 @@ def test_the_commutator_penalty_acts_on_full_matrices_only():
     [
         (lambda: tiny(size=24), "cannot be quartered"),
         (lambda: tiny(target="patches"), "normalised"),
-        (lambda: tiny(law="heat"), "law"),
+        (lambda: tiny(law="heat"), "commuting, full, copy, free, mlp"),
+        (lambda: tiny(commuting=True), "commuting"),
         (lambda: objectives.create({"name": "qbheat"}, torch.nn.Identity(), 32), "qb_heat"),
     ],
 )

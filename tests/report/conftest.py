@@ -16,7 +16,7 @@ CONFIG = {
     "backbone": "vit_tiny_patch16_224",
     "backbone_arguments": {"patch_size": 8, "depth": 6},
     "data": {"name": "shapes", "root": None, "image_size": 64, "crop_scale": [0.35, 1.0], "flip": True},
-    "objective": {"name": "qb_heat", "commuting": True, "channels": None, "target": "normalised"},
+    "objective": {"name": "qb_heat", "law": "commuting", "channels": None, "target": "normalised"},
     "optimizer": {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.95]},
     "trainer": {"steps": 1000, "batch_size": 128, "precision": "32"},
     "seed": 0,

@@ -126,7 +126,7 @@ def test_the_command_composes_the_very_same_run() -> None:
     ]
     words += [
         "backbone_arguments.norm_layer=layernorm2d",
-        "objective.commuting=false",
+        "objective.law=full",
         "optimizer.learning_rate=1e-5",
     ]
     config = compose("pretrain", [*words, "data.crop_scale=[0.5,1]"])
