@@ -1,9 +1,9 @@
 """The embedded data set: labelled scenes with exact object masks, generated and never stored.
 
 Each scene holds one object of ten shape classes, textured, lit, coloured, turned and placed at random,
-over a textured background cluttered with distractors. The object is always clearly brighter than the
-background (a few of the small distractors are as bright), and covers the same share of the image whatever
-its class: colour and mean tell nothing of the class, and single pixels little. Shape does.
+over a textured background cluttered with distractors. The object is always clearly brighter than both, and
+covers the same share of the image whatever its class: colour and mean tell nothing of the class, and single
+pixels little. Shape does.
 """
 
 import logging
