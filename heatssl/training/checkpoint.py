@@ -59,10 +59,11 @@ class Checkpoints(L.Callback):
         """Save what is due after this step."""
         step = trainer.global_step
         stopping = self.stop.agreed(trainer)
-        if stopping or step % self.config.trainer.checkpoint_every == 0 or step == trainer.max_steps:
-            self._save(trainer, module, "last")
+        # ``last`` comes last: it knows the best accuracy, and a run that goes on from it never meets this step again.
         if self.knn is not None and self.knn.improved:
             self._save(trainer, module, "best")
+        if stopping or step % self.config.trainer.checkpoint_every == 0 or step == trainer.max_steps:
+            self._save(trainer, module, "last")
         if stopping:
             trainer.should_stop = True
 
@@ -75,11 +76,12 @@ class Checkpoints(L.Callback):
         self.stop.restore()
 
     def _save(self, trainer: L.Trainer, module: "PretrainModule", name: str) -> None:
-        trainer.save_checkpoint(checkpoint_path(self.folder, name))
+        """The checkpoint after all that belongs to it: a kill in between only makes this step be trained again."""
         if trainer.is_global_zero:
             info = backbone_info(self.config, trainer.global_step)
             save_backbone(self.folder, module.objective.backbone, info, prefix="best_" if name == "best" else "")
             self.metrics.write_csv()
+        trainer.save_checkpoint(checkpoint_path(self.folder, name))
 
 
 class ResumePoint(NamedTuple):

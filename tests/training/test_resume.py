@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,8 +15,11 @@ import torch
 
 from heatssl.config import PretrainConfig
 from heatssl.config_file import save_config
+from heatssl.export import load_backbone
 from heatssl.training import pretrain
+from heatssl.training.checkpoint import AtomicCheckpointIO
 from heatssl.training.module import PretrainModule, step_seed
+from heatssl.training.online_knn import OnlineKnn
 
 MakeConfig = Callable[..., PretrainConfig]
 
@@ -33,7 +37,9 @@ KILLED_WHILE_WRITING = """
 import io, os, signal, sys
 import torch
 from heatssl.config_file import load_config
+from heatssl.export import load_backbone
 from heatssl.training import pretrain
+from heatssl.training.checkpoint import AtomicCheckpointIO
 
 torch.set_num_threads(1)
 saved = []
@@ -82,6 +88,30 @@ def test_kill_9_in_the_middle_of_a_checkpoint(make_config: MakeConfig, tmp_path:
     pretrain(config)
     assert not half_written.exists()
     assert_same_run(folder, pretrain(make_config("whole", knn_every=20)))
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_kill_right_after_the_last_checkpoint_loses_neither_best_nor_csv(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    accuracies = {0: 0.1, 2: 0.2, 4: 0.6, 6: 0.7 if step == 6 else 0.5}
+    monkeypatch.setattr(OnlineKnn, "evaluate", lambda _, trainer, module: accuracies[trainer.global_step])
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_and_die(io: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Path, **_: object) -> None:
+        save(io, checkpoint, path)
+        if path.name == "last.ckpt" and checkpoint["global_step"] == step:
+            raise ZeroDivisionError
+
+    config = make_config("killed", steps=6, knn_every=2, checkpoint_every=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_die)
+        with pytest.raises(ZeroDivisionError):
+            pretrain(config)
+    folder = pretrain(config)
+    assert load_backbone(folder / "best")[1].step == step
+    assert torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["global_step"] == step
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + len(repeatable(folder))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
