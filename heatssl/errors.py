@@ -1,11 +1,22 @@
 """The one exception that users are meant to see, and the hint it gives for a mistyped name."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Input that cannot work, told in one line that names the fix; the command line exits with code 2."""
+
+
+@contextmanager
+def permission_errors() -> Iterator[None]:
+    """Turn a file or folder that may not be opened into a :class:`UserError` that names it; a decorator as well."""
+    try:
+        yield
+    except PermissionError as error:
+        fix = "change its permissions, or name another place"
+        raise UserError(f"{error.filename or error} cannot be opened (permission denied): {fix}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from heatssl.config import AttributeConfig
 from heatssl.data import balanced_subset, denormalise, eval_loader, normalise, open_split
 from heatssl.data.crop import centre_crop
 from heatssl.data.decode import decode
-from heatssl.errors import UserError
+from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation import LinearProbe, load_probe
 from heatssl.evaluation.source import Source, fingerprint, open_source
 from heatssl.export import disk_errors, write_atomically
@@ -59,6 +59,7 @@ class Wish:
     probe: LinearProbe | None = None
 
 
+@permission_errors()
 def run_attribute(config: AttributeConfig) -> Path:
     """Explain some images by every method asked for, write overlays, print the completeness errors.
 

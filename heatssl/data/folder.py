@@ -89,8 +89,13 @@ def _visible_folders(folder: Path) -> list[Path]:
 def _images(folder: Path) -> list[str]:
     """Paths of all images below a folder, relative to it, sorted; links to folders are followed."""
     found = []
-    for parent, children, files in os.walk(folder, followlinks=True):
+    for parent, children, files in os.walk(folder, onerror=_refuse, followlinks=True):
         children[:] = [child for child in children if not child.startswith(".")]
         below = Path(parent).relative_to(folder)
         found += [(below / file).as_posix() for file in files if is_image(file)]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed would otherwise count as an empty one."""
+    raise error

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.config import EvaluationConfig, KnnConfig, ProbeConfig
-from heatssl.errors import UserError
+from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import save_probe
 from heatssl.evaluation.probe import linear_probe
@@ -17,6 +17,7 @@ from heatssl.evaluation.source import Source, cached_features, fingerprint, open
 Features = tuple[Tensor, Tensor, Tensor, Tensor]  # train_x, train_y, test_x, test_y
 
 
+@permission_errors()
 def run_knn(config: KnnConfig) -> list[Result]:
     """Classify val by its neighbours in train, print the table, add it to ``evaluation.json``.
 
@@ -39,6 +40,7 @@ def run_knn(config: KnnConfig) -> list[Result]:
     return _finish(source, [measure(*each) for each in _backbones(source, config.random_init, config.seed)])
 
 
+@permission_errors()
 def run_probe(config: ProbeConfig) -> list[Result]:
     """Train a linear probe on train, test it on val once, print the table, add it to ``evaluation.json``.
 

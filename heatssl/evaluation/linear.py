@@ -74,6 +74,7 @@ def load_probe(path: Path, weights: str = "") -> tuple[LinearProbe, list[str]]:
     command = f"`heatssl probe run={path.parent}`"
     if not path.exists():
         raise UserError(f"{path} does not exist: run {command} first")
+    path.open("rb").close()  # safetensors would call a forbidden file a missing one
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from heatssl.errors import UserError
+from heatssl.errors import UserError, permission_errors
 from heatssl.report.charts import Series, line_chart, value_label
 from heatssl.report.numbers import Comparison, compare, percent, signed, verdict
 from heatssl.report.pictures import heatmap_groups, scenes
@@ -53,6 +53,7 @@ class Curve:
     chart: Markup
 
 
+@permission_errors()
 def write_report(run: Path) -> Path:
     """Write ``report.html`` into a run folder, from the files found there, and return its path.
 

@@ -116,6 +116,8 @@ def find_resume_point(folder: Path, config: PretrainConfig, module: "PretrainMod
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         made_by, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
         point = ResumePoint(path, checkpoint["global_step"])
+    except PermissionError:
+        raise  # whole, for all we know: it must not be deleted
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged: delete it to train from the start") from error
     mismatch = first_mismatch(weights, module.state_dict())

@@ -10,6 +10,7 @@ from torch import Tensor
 from heatssl.backbones import pooled_features
 from heatssl.config import PretrainConfig
 from heatssl.data import ImageData, Subset, eval_loader, normalise
+from heatssl.errors import UserError
 from heatssl.evaluation import knn_accuracy
 from heatssl.training.compiling import eager
 from heatssl.training.metrics import Metrics
@@ -78,6 +79,8 @@ class OnlineKnn(L.Callback):
             normalised = normalise(images.to(module.device), self.config.data)
             features.append(pooled_features(module.objective.backbone, normalised).float())
             labels.append(some_labels)
+        if not features:
+            raise UserError(f"none of {len(data)} images can be read, such as {data.name(0)}: check their permissions")
         return torch.cat(features), torch.cat(labels).to(module.device)
 
     def _batches(self, name: str, data: Subset) -> Iterable[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from heatssl import objectives
 from heatssl.backbones import create_backbone
 from heatssl.config import PretrainConfig
 from heatssl.data import ImageData, open_split, train_loader
-from heatssl.errors import UserError
+from heatssl.errors import UserError, permission_errors
 from heatssl.export import save_backbone, write_atomically
 from heatssl.training.checkpoint import (
     AtomicCheckpointIO,
@@ -46,6 +46,7 @@ PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf1
 FINAL_FILES = ("objective.safetensors", "pictures.npz")
 
 
+@permission_errors()
 def pretrain(config: PretrainConfig) -> Path:
     """Pretrain a backbone, or go on where the output folder's run stopped.
 
