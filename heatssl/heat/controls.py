@@ -41,9 +41,13 @@ class FreeLinear(Propagator):
         self.offsets = sorted(set(offsets) - {(0, 0)})
         if not self.offsets:
             raise ValueError("a free linear map needs offsets to move by, such as [(1, 0), (0, 1)]")
-        # As near the identity as the free matrices of FirstOrder start.
-        noise = 0.02 * torch.randn(len(self.offsets), channels, channels) / math.sqrt(channels)
-        self.matrices = nn.Parameter(torch.eye(channels) + noise)
+        # As near the identity as the full matrices of FirstOrder start; weight decay pulls towards a copy, as theirs.
+        self.deviations = nn.Parameter(0.02 * torch.randn(len(self.offsets), channels, channels) / math.sqrt(channels))
+
+    def matrix(self, offset: Offset) -> Tensor:
+        """M (C, C) of one offset."""
+        identity = torch.eye(self.channels, dtype=self.deviations.dtype, device=self.deviations.device)
+        return identity + self.deviations[self.offsets.index(offset)]
 
     def move(self, zeta: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
         """The field moved by one of the known offsets, (B, C, H, W) -> same.
@@ -56,7 +60,7 @@ class FreeLinear(Propagator):
         if (dx, dy) not in self.offsets:
             known = ", ".join(map(str, self.offsets))
             raise ValueError(f"no free matrix moves by ({dx}, {dy}): its offsets are {known}")
-        return apply_matrix(self.matrices[self.offsets.index((int(dx), int(dy)))], zeta)
+        return apply_matrix(self.matrix((int(dx), int(dy))), zeta)
 
     def residual(self, z: Tensor) -> Tensor:
         """Squared error of predicting each position from those at minus the known offsets, mean over channels and them.

@@ -57,7 +57,14 @@ class CorrelatedLaplace(Law):
         self.boundary: Boundary = boundary
         self.spacing = spacing
         size = channels // self.groups
-        self.blocks = nn.Parameter(torch.eye(size).repeat(self.groups, 1))  # (C, C / groups): blocks of S, stacked
+        # (C, C / groups), the blocks of S - I, stacked: weight decay pulls towards Laplace's equation.
+        self.deviation = nn.Parameter(torch.zeros(channels, size))
+
+    @property
+    def blocks(self) -> Tensor:
+        """The diagonal blocks of S, stacked: (C, C / groups)."""
+        identity = torch.eye(self.deviation.shape[1], dtype=self.deviation.dtype, device=self.deviation.device)
+        return self.deviation + identity.repeat(self.groups, 1)
 
     @property
     def S(self) -> Tensor:  # noqa: N802 (the paper's symbol)
@@ -70,8 +77,8 @@ class CorrelatedLaplace(Law):
         Raises:
             ValueError: on the wrong number of channels, or a field too small to have a neighbourhood.
         """
-        if z.ndim != 4 or z.shape[1] != len(self.blocks):
-            raise ValueError(f"this law expects a field (B, {len(self.blocks)}, H, W), not {tuple(z.shape)}")
+        if z.ndim != 4 or z.shape[1] != len(self.deviation):
+            raise ValueError(f"this law expects a field (B, {len(self.deviation)}, H, W), not {tuple(z.shape)}")
         z_xx = depthwise_stencil(z, _SECOND_X / self.spacing**2, self.boundary)
         z_yy = depthwise_stencil(z, _SECOND_X.T / self.spacing**2, self.boundary)
         return z_xx + F.conv2d(z_yy, self.blocks.to(z.dtype)[:, :, None, None], groups=self.groups)
@@ -81,5 +88,5 @@ class CorrelatedLaplace(Law):
         return self.operator(z).square().mean(dim=1)
 
     def extra_repr(self) -> str:
-        channels = len(self.blocks)
+        channels = len(self.deviation)
         return f"channels={channels}, groups={self.groups}, boundary={self.boundary}, spacing={self.spacing}"
