@@ -19,7 +19,7 @@ from heatssl.config import SCHEMAS, DataConfig, PretrainConfig, setting_types
 from heatssl.config_folder import config_folder, groups, options
 from heatssl.errors import UserError
 
-OPEN_SETTINGS = ("backbone_arguments", "objective")  # their keys stand in timm and in configs/objective
+OPEN_SETTINGS = ("backbone_arguments", "objective", "prior")  # their keys stand in timm and in configs
 EXPECTED = {
     bool: "true or false",
     int: "a whole number",
@@ -54,7 +54,8 @@ def compose(command: str, overrides: list[str]) -> Any:
         raise UserError(_explain(command, error, overrides)) from error
     _check_root(getattr(config, "data", None))
     if isinstance(config, PretrainConfig):
-        _check_objective(config.objective)
+        _check_group("objective", config.objective)
+        _check_group("prior", config.prior)
     return config
 
 
@@ -132,20 +133,20 @@ def _check_root(data: DataConfig | None) -> None:
         raise UserError(f"data={data.name} needs data.root=PATH")
 
 
-def _check_objective(objective: dict[str, Any]) -> None:
-    """The keys of ``configs/objective/<name>.yaml`` are the schema, and its values show the types."""
-    name = str(objective.get("name"))
-    _check_option("objective", name)
-    file = config_folder() / "objective" / f"{name}.yaml"
+def _check_group(group: str, settings: dict[str, Any]) -> None:
+    """The keys of ``configs/<group>/<name>.yaml`` are the schema, and its values show the types."""
+    name = str(settings.get("name"))
+    _check_option(group, name)
+    file = config_folder() / group / f"{name}.yaml"
     defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for key, value in objective.items():
+    for key, value in settings.items():
         if key not in defaults:
-            hint = _nearest(f"objective.{key}", [f"objective.{known}" for known in defaults], "pretrain")
-            raise UserError(f"unknown key 'objective.{key}'{hint}")
+            hint = _nearest(f"{group}.{key}", [f"{group}.{known}" for known in defaults], "pretrain")
+            raise UserError(f"unknown key '{group}.{key}'{hint}")
         default = defaults[key]
         if default is not None and not _fits(value, type(default)):
             expected = f"{_describe(type(default))}, such as {_yaml(default)}"
-            raise UserError(f"objective.{key}={value}: expected {expected}")
+            raise UserError(f"{group}.{key}={value}: expected {expected}")
 
 
 def _fits(value: Any, kind: type) -> bool:

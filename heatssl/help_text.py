@@ -55,8 +55,9 @@ def command_help(command: str) -> str:
         paragraphs.append("groups, each option a file of configs/:\n" + "\n".join(_group_lines(command)))
     opening = "settings, with the value they have when no group sets another:\n"
     paragraphs.append(opening + "\n".join(_setting_lines(SCHEMAS[command])))
-    if "objective" in groups(command):
-        paragraphs += [_objective_paragraph(name) for name in options("objective")]
+    for group in ("objective", "prior"):
+        if group in groups(command):
+            paragraphs += [_option_paragraph(group, name) for name in options(group) if name != "none"]
     return "\n\n".join(paragraphs)
 
 
@@ -66,10 +67,10 @@ def _group_lines(command: str) -> list[str]:
     return [f"  {f'{group}={option}':<{width}}  {first_remark(group, option)}" for group, option in choices]
 
 
-def _objective_paragraph(name: str) -> str:
-    settings = remarked_settings("objective", name)
-    lines = [_line(f"objective.{key}={value}", remark) for key, value, remark in settings if key != "name"]
-    return f"settings of objective={name}:\n" + "\n".join(lines)
+def _option_paragraph(group: str, name: str) -> str:
+    settings = remarked_settings(group, name)
+    lines = [_line(f"{group}.{key}={value}", remark) for key, value, remark in settings if key != "name"]
+    return f"settings of {group}={name}:\n" + "\n".join(lines)
 
 
 def _setting_lines(schema: type, prefix: str = "") -> list[str]:

@@ -112,6 +112,9 @@ def test_home_is_expanded_where_the_shell_does_not() -> None:
             "objective.decoder_width=wide: expected a whole number, such as 128",
         ),
         ("objective=qb_heap", "did you mean qb_heat? choose one of"),
+        ("prior=laplas", "did you mean laplace? choose one of"),
+        ("prior.wieght=1", "unknown key 'prior.wieght'"),
+        ("prior.weight=1", "unknown key 'prior.weight': prior has name"),
         ("data=nope", "unknown data=nope: choose one of folder, shapes, tar"),
         ("recipe=imagnette_cpu", "did you mean imagenette_cpu?"),
         ("data=folder", "data=folder needs data.root=PATH"),
@@ -190,6 +193,15 @@ def test_a_configuration_that_cannot_be_read_says_which_and_why(text: str | None
     assert wanted in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_prior_brings_its_own_settings() -> None:
+    config = compose("pretrain", ["recipe=demo", "prior=laplace", "prior.weight=0.1", "prior.layers=[0,blocks.3]"])
+    assert config.prior["name"] == "laplace"
+    assert (config.prior["weight"], config.prior["layers"]) == (0.1, [0, "blocks.3"])
+    assert compose("pretrain", ["recipe=demo"]).prior == {"name": "none"} == PretrainConfig().prior
+    with pytest.raises(UserError, match=r"prior\.layers=3: expected"):
+        compose("pretrain", ["prior=laplace", "prior.layers=3"])
 
 
 def test_differences_are_those_that_change_the_result() -> None:

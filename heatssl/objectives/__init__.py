@@ -8,8 +8,9 @@ from torch import nn
 
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.prior import attach_prior
 
-__all__ = ["Objective", "Outputs", "create", "names", "objective_class"]
+__all__ = ["Objective", "Outputs", "attach_prior", "create", "names", "objective_class"]
 
 
 def names() -> list[str]:

@@ -22,6 +22,7 @@ class Objective(nn.Module):
     """
 
     backbone: nn.Module
+    block: tuple[int, int] | None = None  # rows and columns, when the backbone sees one block of patches alone
 
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss, logs and the field behind them."""

@@ -69,7 +69,7 @@ class QBHeat(Objective):
         if target not in ("normalised", "plain"):
             raise ValueError(f"target must be 'normalised' or 'plain', not {target!r}")
         grid = geometry(backbone, image_size)
-        self.height, self.width = grid.quarter()
+        self.block = self.height, self.width = grid.quarter()
         self.patch = grid.stride
         self.target = target
         self.visible_weight = visible_weight

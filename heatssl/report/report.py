@@ -143,7 +143,7 @@ def _curve(metrics: list[dict[str, float]], key: str) -> Curve:
 def facts(run: RunFolder) -> list[tuple[str, str]]:
     """What the run was, as (name, value); what is unknown is left out."""
     config, trainer, data = run.config, _table(run.config, "trainer"), _table(run.config, "data")
-    objective, newest = _table(config, "objective"), (run.results or [{}])[-1]
+    objective, prior, newest = _table(config, "objective"), _table(config, "prior"), (run.results or [{}])[-1]
     arguments = _table(config, "backbone_arguments") or _table(run.backbone, "arguments")
     image_size = data.get("image_size") or run.backbone.get("image_size")
     last = run.metrics[-1] if run.metrics else {}
@@ -157,6 +157,9 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
                 *_settings({key: value for key, value in objective.items() if key != "name"}),
             ]
         ),
+        "prior": _join([prior["name"], *_settings({key: value for key, value in prior.items() if key != "name"})])
+        if prior.get("name", "none") != "none"
+        else None,
         "steps": _steps(last.get("step"), trainer.get("steps")),
         "batch": trainer.get("batch_size"),
         "seed": config.get("seed"),

@@ -11,8 +11,9 @@ BOOKKEEPING = {"output", "resume"}  # where a run is written does not change it
 GROUPS = {
     "data.name": "data",
     "objective.name": "objective",
+    "prior.name": "prior",
 }  # choosing a group's file brings in its own keys
-OPEN = ("backbone_arguments.", "objective.")  # values of any type: text among them needs quotes
+OPEN = ("backbone_arguments.", "objective.", "prior.")  # values of any type: text among them needs quotes
 PLAIN = re.compile(r"(?!(?:null|true|false)$)[a-z_][a-z0-9_./:-]*", re.IGNORECASE)  # needs no quotes in Hydra
 
 

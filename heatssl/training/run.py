@@ -109,6 +109,7 @@ def build_module(config: PretrainConfig) -> PretrainModule:
     torch.manual_seed(config.seed)
     backbone = create_backbone(config.backbone, config.data.image_size, **config.backbone_arguments)
     objective = objectives.create(config.objective, backbone, config.data.image_size)
+    objectives.attach_prior(objective, config.prior)
     return PretrainModule(objective, config)
 
 

@@ -127,6 +127,8 @@ def test_the_command_composes_the_very_same_run() -> None:
     words += [
         "backbone_arguments.norm_layer=layernorm2d",
         "objective.law=full",
+        "prior=laplace",
+        "prior.layers=[0,blocks.1]",
         "optimizer.learning_rate=1e-5",
     ]
     config = compose("pretrain", [*words, "data.crop_scale=[0.5,1]"])

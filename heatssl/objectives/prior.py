@@ -1,0 +1,169 @@
+"""A law as a prior on intermediate layers: any law, any timm backbone, any objective.
+
+The loss of the objective gains weight * (mean over layers of the relative residual). Relative: the law's mean squared
+residual over the variance of the field, each channel about its mean over images and positions. So the weight means
+the same in every layer, and neither a shrinking field nor a large constant in it makes the residual small.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heatssl import heat
+from heatssl.backbones import as_field
+from heatssl.errors import UserError, did_you_mean
+from heatssl.objectives.objective import Objective, Outputs
+
+
+def attach_prior(objective: Objective, settings: dict[str, Any]) -> None:
+    """Add the prior that ``settings['name']`` names to an objective, with the other settings as its arguments.
+
+    The objective keeps its names and parameters and gains ``objective.prior``; its loss and logs gain those of the
+    prior. ``none`` leaves it as it is.
+
+    Raises:
+        UserError: on an unknown law, layer or setting.
+    """
+    arguments = {key: value for key, value in settings.items() if key != "name"}
+    if settings["name"] == "none":
+        return
+    try:
+        prior = Prior(objective.backbone, settings["name"], block=objective.block, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"prior {settings['name']}: {error}") from error
+    objective.prior = prior
+    objective.register_forward_pre_hook(lambda _objective, inputs: prior.begin(inputs[0]))
+    objective.register_forward_hook(lambda _objective, _inputs, outputs: prior.add_to(outputs))
+
+
+class Prior(nn.Module):
+    """Watches layers of a backbone while the objective runs, and says how far their fields are from obeying a law.
+
+    Args:
+        backbone: a timm model; each layer gets a hook, which costs nothing outside :meth:`begin` and :meth:`add_to`.
+        law: a law of :mod:`heatssl.heat` in snake case, such as ``correlated_laplace``. Each layer has its own.
+        layers: indices of ``backbone.feature_info`` (the blocks of a transformer, the stages of a convolutional
+            model; -1: the last), or the module names that stand there, such as ``blocks.3``.
+        weight: of the mean relative residual in the loss.
+        block: rows and columns of the block of patches that the objective shows; None: whole images.
+        **settings: arguments of the law.
+
+    Raises:
+        UserError: on an unknown law or layer.
+        ValueError: without any layer, or on a value that the law does not take.
+        TypeError: on a setting that the law does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        law: str,
+        *,
+        layers: Sequence[int | str] = (-1,),
+        weight: float = 0.01,
+        block: tuple[int, int] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        if not layers:
+            raise ValueError("layers is empty: name some, such as layers=[-1]")
+        self.weight = weight
+        self.block = block
+        chosen = [_layer(backbone, layer) for layer in layers]
+        self.layers = [str(layer["module"]) for layer in chosen]
+        self.laws = nn.ModuleList(_law(law, int(layer["num_chs"]), settings) for layer in chosen)
+        self._fields: dict[str, list[Tensor]] = {}
+        self._images: Tensor | None = None  # what the objective is looking at; None: hooks do nothing
+        for name in self.layers:
+            backbone.get_submodule(name).register_forward_hook(self._watch(backbone, name))
+
+    def begin(self, images: Tensor) -> None:
+        """From here on the layers are watched; the objective sees images (B, 3, S, S)."""
+        self._images = images
+        self._fields = {name: [] for name in self.layers}
+
+    def add_to(self, outputs: Outputs) -> Outputs:
+        """Stop watching; add the weighted mean to the loss and ``prior/<layer>`` to the logs.
+
+        Raises:
+            UserError: when a layer was not run, or its field is too small for the law.
+        """
+        residuals = {}
+        # Differences of neighbours cancel: too fine for half precision.
+        with torch.autocast(outputs.loss.device.type, enabled=False):
+            for name, law in zip(self.layers, self.laws, strict=True):
+                if not self._fields[name]:
+                    raise UserError(f"prior.layers: {name} takes no part in this objective: choose another layer")
+                try:
+                    values = [relative_residual(law, field.float()) for field in self._fields[name]]
+                except ValueError as error:
+                    raise UserError(f"prior on {name}: {error}") from error
+                residuals[name] = torch.stack(values).mean()
+        self._images, self._fields = None, {}
+        logs = {f"prior/{name}": value.detach() for name, value in residuals.items()}
+        loss = outputs.loss + self.weight * torch.stack(list(residuals.values())).mean()
+        return outputs._replace(loss=loss, logs=outputs.logs | logs)
+
+    def extra_repr(self) -> str:
+        return f"layers={self.layers}, weight={self.weight}, block={self.block}"
+
+    def _watch(self, backbone: nn.Module, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        @torch.compiler.disable
+        def watch(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if self._images is not None:
+                self._fields[name].append(self._field(backbone, output, self._images))
+
+        return watch
+
+    def _field(self, backbone: Any, output: Tensor, images: Tensor) -> Tensor:
+        """What a layer returned as a field: tokens are those of whole images, or of the objective's block."""
+        shown = [images]
+        if self.block is not None and output.ndim == 3:
+            rows, columns = (
+                side * patch for side, patch in zip(self.block, backbone.patch_embed.patch_size, strict=True)
+            )
+            shown.append(images[..., :rows, :columns])
+        for part in shown:
+            with contextlib.suppress(UserError):
+                return as_field(backbone, output, part)
+        raise UserError(
+            f"a layer returns {tuple(output.shape)}, tokens without a grid: "
+            "a prior needs an objective whose backbone sees whole images or one block of them; use prior=none here"
+        )
+
+
+def relative_residual(law: nn.Module, field: Tensor) -> Tensor:
+    """Mean residual of a field (B, C, h, w) over its variance, each channel about its mean over images and positions.
+
+    Returns:
+        scalar, the same for every multiple of a field under a linear law.
+    """
+    spread = field - field.mean(dim=(0, 2, 3), keepdim=True)
+    return law(field).mean() / spread.square().mean().clamp_min(1e-12)
+
+
+def _layer(backbone: Any, layer: int | str) -> dict[str, Any]:
+    """The entry of timm's feature_info for an index or a module name."""
+    known = [dict(entry) for entry in getattr(backbone, "feature_info", [])]
+    for index, entry in enumerate(known):
+        if layer in (entry["module"], index, index - len(known)):
+            return entry
+    names = [str(entry["module"]) for entry in known]
+    hint = did_you_mean(str(layer), names) or f": choose one of {', '.join(names)}"
+    raise UserError(f"prior.layers: {type(backbone).__name__} has no layer {layer!r}{hint}")
+
+
+def _law(name: str, channels: int, settings: dict[str, Any]) -> heat.Law:
+    """The law ``heatssl.heat`` exports under this name in camel case; Laplace's alone does not ask for channels."""
+    laws = {
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", public).lower(): getattr(heat, public)
+        for public in heat.__all__
+        if public[0].isupper() and public not in ("Law", "Propagator")
+    }
+    if name not in laws:
+        raise UserError(f"unknown law {name!r}{did_you_mean(name, laws)}")
+    return laws[name](**settings) if name == "laplace" else laws[name](channels, **settings)

@@ -1,0 +1,183 @@
+"""A law on intermediate layers: beside any objective, on any backbone, and with no cheap way out."""
+
+import inspect
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from heatssl import heat, objectives
+from heatssl.backbones import create_backbone, feature_map, pooled_features
+from heatssl.config_folder import config_folder, options
+from heatssl.errors import UserError
+from heatssl.objectives import Objective, Outputs, attach_prior
+from heatssl.objectives.prior import relative_residual
+
+TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+PRIORS = [name for name in options("prior") if name != "none"]
+
+
+class Supervised(Objective):
+    """A plain classifier: the prior must not depend on how we pretrain."""
+
+    def __init__(self, backbone: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(channels, 4)
+
+    def forward(self, images: torch.Tensor) -> Outputs:
+        field = feature_map(self.backbone, images)
+        loss = nn.functional.cross_entropy(self.head(field.mean(dim=(2, 3))), torch.arange(len(images)) % 4)
+        return Outputs(loss, {"loss/class": loss.detach()}, field.detach())
+
+
+def vit(size: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    return create_backbone("vit_tiny_patch16_224", size, **TINY)
+
+
+def settings(name: str, **changed) -> dict:
+    return yaml.safe_load((config_folder() / "prior" / f"{name}.yaml").read_text()) | changed
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_law_beside_a_supervised_loss(name):
+    objective = Supervised(vit(), 48).eval()
+    images = torch.randn(4, 3, 32, 32)
+    plain = objective(images)
+    attach_prior(objective, settings(name, weight=0.5, layers=[0, "blocks.2"]))
+    outputs = objective(images)
+    logged = [outputs.logs["prior/blocks.0"], outputs.logs["prior/blocks.2"]]
+    assert outputs.loss.item() == pytest.approx((plain.loss + 0.5 * sum(logged) / 2).item(), rel=1e-5)
+    assert outputs.logs["loss/class"] == plain.logs["loss/class"]
+    outputs.loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.prior.parameters())
+    assert len(objective.prior.laws) == 2
+
+
+def test_the_logged_residual_is_that_of_the_layers_field():
+    objective = Supervised(vit(), 48).eval()
+    images = torch.randn(2, 3, 32, 32)
+    seen = []
+    objective.backbone.blocks[1].register_forward_hook(lambda _m, _i, output: seen.append(output))
+    attach_prior(objective, settings("laplace", layers=[1]))
+    logs = objective(images).logs
+    field = seen[0][:, 1:].transpose(1, 2).unflatten(2, (4, 4)).detach()  # without the class token
+    centred = field - field.mean(dim=(0, 2, 3), keepdim=True)
+    expected = heat.laplacian(field).square().mean() / centred.square().mean()
+    assert logs["prior/blocks.1"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_qb_heat_is_watched_on_its_visible_quarter():
+    objective = objectives.create({"name": "qb_heat"}, vit(64), 64)
+    attach_prior(objective, settings("first_order", layers=[-1]))
+    fields = []
+    objective.prior.laws[0].register_forward_pre_hook(lambda _law, inputs: fields.append(inputs[0]))
+    outputs = objective(torch.randn(4, 3, 64, 64))
+    assert [tuple(field.shape) for field in fields] == [(4, 48, 4, 4)]  # of an 8x8 grid
+    assert outputs.logs.keys() >= {"loss/hidden", "prior/blocks.2"}
+    assert set(objective.maps(torch.randn(4, 3, 64, 64))) >= {"visible", "law_residual"}
+
+
+@pytest.mark.parametrize(("name", "layer"), [("test_resnet", "layer3"), ("test_convnext", "stages.1")])
+def test_convolutional_backbones(name, layer):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, 96)
+    objective = Supervised(backbone, pooled_features(backbone, torch.zeros(1, 3, 96, 96)).shape[1])
+    attach_prior(objective, settings("laplace", layers=[layer]))
+    assert objective(torch.randn(2, 3, 96, 96)).logs[f"prior/{layer}"] > 0
+
+
+@pytest.mark.parametrize("name", ["laplace", "first_order"])
+def test_neither_shrinking_nor_a_large_constant_lowers_the_residual(name):
+    law = heat.Laplace() if name == "laplace" else heat.FirstOrder(6)
+    field = torch.randn(4, 6, 5, 5)
+    start = relative_residual(law, field).item()
+    assert relative_residual(law, 1e-3 * field).item() == pytest.approx(start, rel=1e-4)
+    assert relative_residual(law, field + 100 * torch.randn(1, 6, 1, 1)).item() >= 0.99 * start
+    smooth = heat.heat_semigroup(field, 1.0)
+    assert relative_residual(law, smooth).item() < 0.5 * start
+    assert relative_residual(law, torch.ones(2, 6, 5, 5)).isfinite()
+
+
+def test_following_the_prior_makes_a_layer_obey():
+    objective = Supervised(vit(), 48).eval()
+    attach_prior(objective, settings("laplace", weight=1.0))
+    images = torch.randn(4, 3, 32, 32)
+    before = objective(images)
+    before.loss.backward()
+    with torch.no_grad():
+        for parameter in objective.backbone.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(1e-2 * parameter.grad)
+    assert objective(images).logs["prior/blocks.2"] < before.logs["prior/blocks.2"]
+
+
+def test_outside_the_objective_nothing_is_kept_and_none_adds_nothing():
+    objective = Supervised(vit(), 48)
+    attach_prior(objective, {"name": "none"})
+    assert not hasattr(objective, "prior")
+    names = set(objective.state_dict())
+    attach_prior(objective, settings("laplace"))
+    feature_map(objective.backbone, torch.randn(2, 3, 32, 32))
+    assert objective.prior._fields == {}
+    objective(torch.randn(2, 3, 32, 32))
+    assert objective.prior._fields == {}
+    assert set(objective.state_dict()) == names  # Laplace has no parameters, and the backbone's keep their names
+
+
+def test_half_precision_does_not_reach_the_differences():
+    objective = Supervised(vit(), 48).eval()
+    attach_prior(objective, settings("laplace"))
+    images = torch.randn(2, 3, 32, 32)
+    seen = []
+    objective.prior.laws[0].register_forward_pre_hook(lambda _law, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = objective(images)
+    assert seen == [torch.float32]
+    assert outputs.logs["prior/blocks.2"].item() == pytest.approx(
+        objective(images).logs["prior/blocks.2"].item(), rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "fix"),
+    [
+        ({"name": "laplas"}, "laplace"),
+        ({"layers": ["blocks.33"]}, "did you mean 'blocks"),
+        ({"layers": [7]}, "no layer 7"),
+        ({"layers": []}, r"layers=\[-1\]"),
+        ({"stencil": "7pt"}, "5pt, 9pt"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_bad_settings_name_the_fix(changed, fix):
+    with pytest.raises(UserError, match=fix):
+        attach_prior(Supervised(vit(), 48), settings("laplace") | changed)
+
+
+def test_what_is_no_field_is_refused_when_it_is_met():
+    small = objectives.create({"name": "qb_heat"}, vit(), 32)  # a quarter of 2x2
+    attach_prior(small, settings("laplace"))
+    with pytest.raises(UserError, match="at least 3x3"):
+        small(torch.randn(4, 3, 32, 32))
+    scattered = Supervised(vit(), 48)
+    attach_prior(scattered, settings("laplace"))
+    scattered.prior.begin(torch.randn(2, 3, 32, 32))
+    with pytest.raises(UserError, match="prior=none"):
+        scattered.backbone.blocks(torch.randn(2, 6, 48))
+    idle = Supervised(vit(), 48)
+    attach_prior(idle, settings("laplace"))
+    idle.prior.begin(torch.randn(2, 3, 32, 32))
+    with pytest.raises(UserError, match="takes no part"):
+        idle.prior.add_to(Outputs(torch.zeros(()), {}, torch.zeros(1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_yaml_of_a_prior_is_the_signature_of_its_law(name):
+    given = settings(name)
+    assert (given.pop("name"), given.pop("weight"), given.pop("layers")) == (name, 0.01, [-1])
+    law = getattr(heat, "".join(part.capitalize() for part in name.split("_")))
+    parameters = inspect.signature(law.__init__).parameters.values()
+    assert given == {p.name: p.default for p in parameters if p.name not in ("self", "channels")}
