@@ -83,7 +83,7 @@ def test_the_residual_of_free_linear_is_the_mean_over_the_offsets_that_lead_ther
 def test_the_perceptron_is_told_the_offset(field):
     law = MultilayerPerceptron(4, depth=1, reach=2.0).double()
     assert sum(p.numel() for p in law.parameters()) == 2 * 4 * 4 + 4 + 4 + 2 * 4
-    moves = [law.propagate(field, dx, dy) for dx, dy in [(1, 0), (0, 1), (-1, 0), (0.5, 2.5)]]
+    moves = [law.propagate(field, dx, dy) for dx, dy in [(1, 0), (0, 1), (1, 1), (-1, 0), (0.5, 2.5)]]
     for i, one in enumerate(moves):
         for other in moves[i + 1 :]:
             assert not torch.allclose(one, other)
