@@ -1,16 +1,27 @@
 """timm models as backbones: made by name, asked for their geometry, run on whole images or on visible patches."""
 
 from heatssl.backbones.create import create_backbone
-from heatssl.backbones.encode import as_field, encode_block, encode_visible, feature_map, pooled_features
+from heatssl.backbones.encode import (
+    as_field,
+    encode_block,
+    encode_visible,
+    feature_map,
+    is_token_model,
+    pooled_features,
+)
 from heatssl.backbones.geometry import Geometry, geometry
+from heatssl.backbones.mask_token import embedding_width, encode_masked
 
 __all__ = [
     "Geometry",
     "as_field",
     "create_backbone",
+    "embedding_width",
     "encode_block",
+    "encode_masked",
     "encode_visible",
     "feature_map",
     "geometry",
+    "is_token_model",
     "pooled_features",
 ]

@@ -24,11 +24,17 @@ def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
 
     Args:
         backbone: any timm model with ``forward_features``.
-        images: normalised images (B, 3, H, W).
+        images: normalised images (B, 3, H, W); for a transformer of another size than it was made for, its
+            position table is resampled.
 
     Returns:
         field (B, C, rows, columns).
     """
+    if isinstance(backbone, VisionTransformer | Eva) and _has_other_size(backbone, images):
+        patch = backbone.patch_embed.patch_size
+        rows, columns = (side // length for side, length in zip(images.shape[2:], patch, strict=True))
+        every = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
+        return encode_visible(backbone, images, every).transpose(1, 2).unflatten(2, (rows, columns))
     return as_field(backbone, backbone.forward_features(images), images)
 
 
@@ -114,6 +120,11 @@ def is_token_model(backbone: Backbone) -> bool:
 
 def _takes_visible(backbone: Backbone) -> bool:
     return "visible" in inspect.signature(backbone.forward_features).parameters
+
+
+def _has_other_size(backbone: Backbone, images: Tensor) -> bool:
+    size = backbone.patch_embed.img_size
+    return size is not None and tuple(size) != tuple(images.shape[2:])
 
 
 def _embed_patches(backbone: Backbone, images: Tensor, visible: Tensor) -> Tensor:
