@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -34,8 +35,22 @@ def objective_class(name: str) -> type[Objective]:
     return found
 
 
-def create(settings: dict[str, Any], backbone: nn.Module, image_size: int) -> Objective:
+def create(
+    settings: dict[str, Any],
+    backbone: nn.Module,
+    image_size: int,
+    *,
+    mean: Sequence[float] = Objective.mean,
+    std: Sequence[float] = Objective.std,
+) -> Objective:
     """Build the objective that ``settings['name']`` names, with the other settings as its arguments.
+
+    Args:
+        settings: ``name``, and the objective's own.
+        backbone: a timm model.
+        image_size: pixels of the square images.
+        mean: of the colour channels, as subtracted from the images.
+        std: of the colour channels, by which the images were divided.
 
     Raises:
         UserError: on an unknown name or setting, or settings that do not fit the backbone.
@@ -43,9 +58,11 @@ def create(settings: dict[str, Any], backbone: nn.Module, image_size: int) -> Ob
     arguments = {key: value for key, value in settings.items() if key != "name"}
     wanted = objective_class(settings["name"])
     try:
-        return wanted(backbone, image_size, **arguments)
+        objective = wanted(backbone, image_size, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"objective {settings['name']}: {error}") from error
+    objective.mean, objective.std = mean, std
+    return objective
 
 
 def _defined_in(name: str) -> type[Objective] | None:

@@ -1,5 +1,6 @@
 """What every pretraining objective offers to the training loop: a loss, its health, and maps to look at."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ class Outputs(NamedTuple):
 
     loss: Tensor  # scalar, to be minimised
     logs: dict[str, Tensor]  # detached scalars, cheap enough for every step
-    field: Tensor  # (B, C, h, w), detached: the feature field that the loss was made from
+    field: Tensor  # (B, C, h, w), detached: the features that the loss was made from; scattered ones (B, C, n, 1)
 
 
 class Objective(nn.Module):
@@ -19,10 +20,16 @@ class Objective(nn.Module):
 
     A subclass is constructed as ``Subclass(backbone, image_size, **settings)``; ``settings`` are the keys of
     ``configs/objective/<name>.yaml``.
+
+    Attributes:
+        mean, std: of the colour channels, with which the images were normalised; ``objectives.create`` sets them,
+            for objectives that change colours.
     """
 
     backbone: nn.Module
     block: tuple[int, int] | None = None  # rows and columns, when the backbone sees one block of patches alone
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss, logs and the field behind them."""
@@ -39,10 +46,11 @@ class Objective(nn.Module):
         }
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """What there is to look at, for normalised images (B, 3, S, S).
+        """What there is to look at, for normalised images (B, 3, S, S): those of these that the objective has.
 
         ``visible`` (B, 3, S, S) with the hidden part zeroed, ``visible_mask`` (B, S, S) bool,
-        ``reconstruction`` (B, 3, S, S) normalised, ``law_residual`` (B, h, w).
+        ``reconstruction`` (B, 3, S, S) normalised, ``law_residual`` (B, h, w); ``first_view`` and ``second_view``
+        (B, 3, s, s) normalised, where views are compared.
         """
         raise NotImplementedError
 

@@ -27,3 +27,13 @@ def patch_statistics(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Te
     """
     mean = patches.mean(dim=1, keepdim=True)
     return mean, (patches.var(dim=1, keepdim=True) + epsilon).sqrt()
+
+
+def rows(patches: Tensor) -> Tensor:
+    """A field of patches as a list of them in row-major order: (B, D, h, w) -> (B, h w, D)."""
+    return patches.flatten(2).transpose(1, 2)
+
+
+def to_pixels(mask: Tensor, patch: int) -> Tensor:
+    """A mask of patches as one of pixels: (B, h, w) -> (B, h p, w p)."""
+    return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)

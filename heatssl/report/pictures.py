@@ -22,10 +22,13 @@ UNREADABLE = (
 )  # what Pillow raises
 PANELS = {
     "image": "original",
-    "visible": "visible quarter",
-    "reconstruction": "filled in by the law",
+    "visible": "visible part",
+    "reconstruction": "filled in",
     "law_residual": "law residual",
+    "first_view": "one view",
+    "second_view": "another view",
 }
+LAW_PANELS = {"visible": "visible quarter", "reconstruction": "filled in by the law"}  # beside a law residual
 
 
 @dataclass
@@ -88,7 +91,7 @@ def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene]
     result = []
     for i in range(count):
         panels = []
-        for name, caption in PANELS.items():
+        for name, caption in (PANELS | (LAW_PANELS if residual is not None else {})).items():
             if name not in pictures:
                 continue
             pixels = pictures[name][i]
@@ -107,6 +110,18 @@ def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene]
         return result, None
     bar = data_uri(Image.fromarray(lookup_table("inferno")[None, ::2].copy()))
     return result, ResidualRange("0", f"{high:.3g}", bar)
+
+
+def story(pictures: dict[str, np.ndarray]) -> tuple[str, str]:
+    """Heading and explanation of the pictures, by what there is: a law, another decoder, or views."""
+    if "law_residual" in pictures or not pictures:
+        return "What the law fills in", (
+            "The encoder saw only the visible quarter. The law moved its features over the rest of the image, "
+            "and a small decoder turned them into pixels."
+        )
+    if "reconstruction" in pictures:
+        return "What is filled in", "The encoder saw only the visible part. What was hidden from it was painted."
+    return "What is compared", "Two random views of each image: features of the same image must agree."
 
 
 def heatmap_groups(run: RunFolder) -> list[HeatmapGroup]:

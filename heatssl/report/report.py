@@ -10,7 +10,7 @@ from markupsafe import Markup
 from heatssl.errors import UserError, permission_errors
 from heatssl.report.charts import Series, line_chart, value_label
 from heatssl.report.numbers import Comparison, compare, percent, signed, verdict
-from heatssl.report.pictures import heatmap_groups, scenes
+from heatssl.report.pictures import heatmap_groups, scenes, story
 from heatssl.report.reproduce import follow_up_commands, pretrain_command
 from heatssl.report.run_folder import RunFolder, is_number, read_run
 
@@ -86,6 +86,7 @@ def render(run: RunFolder) -> str:
     comparisons = compare(run.results)
     main, more = curves(run.metrics)
     pictures, residual_range = scenes(run.pictures)
+    heading, explanation = story(run.pictures)
     objective = run.config.get("objective")
     return environment.get_template("template.html").render(
         name=run.path.resolve().name,
@@ -96,8 +97,10 @@ def render(run: RunFolder) -> str:
         curves=main,
         more_curves=more,
         scenes=pictures,
+        scenes_heading=heading,
+        scenes_explanation=explanation,
         residual_range=residual_range,
-        true_statistics=isinstance(objective, dict) and objective.get("target", "normalised") == "normalised",
+        true_statistics=isinstance(objective, dict) and objective.get("target") == "normalised",
         groups=heatmap_groups(run),
         problems=run.problems,
         commands=follow_up_commands(run.path),

@@ -23,7 +23,15 @@ FILES = {
     "backbone": "backbone.json",
 }
 UNREADABLE = (OSError, ValueError, EOFError, yaml.YAMLError, zipfile.BadZipFile, zlib.error)
-DIMENSIONS = {"image": 4, "visible": 4, "reconstruction": 4, "law_residual": 3, "label": 1}  # of pictures.npz
+DIMENSIONS = {  # of pictures.npz
+    "image": 4,
+    "visible": 4,
+    "reconstruction": 4,
+    "law_residual": 3,
+    "first_view": 4,
+    "second_view": 4,
+    "label": 1,
+}
 
 
 @dataclass

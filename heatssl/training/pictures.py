@@ -1,6 +1,7 @@
 """pictures.npz: what the objective sees and what it makes of it, for a few images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,16 @@ from heatssl.export import write_atomically
 from heatssl.objectives import Objective
 from heatssl.training.spread import spread_over_classes
 
+PIXEL_MAPS = ("visible", "reconstruction", "first_view", "second_view")  # maps that are images themselves
+
 
 @torch.no_grad()
 def write_pictures(path: Path, objective: Objective, data: ImageData, config: DataConfig, count: int = 8) -> None:
     """Write what the objective sees and makes of ``count`` images, spread over classes.
 
-    Arrays: ``image``, ``visible``, ``reconstruction`` (N, S, S, 3) uint8; ``law_residual`` (N, h, w) float32;
-    ``label`` (N,) class names.
+    Arrays: ``image`` (N, S, S, 3) uint8 and ``label`` (N,) class names; of those that the objective has:
+    ``visible``, ``reconstruction``, ``first_view``, ``second_view`` (N, s, s, 3) uint8; ``law_residual``
+    (N, h, w) float32. Masks and views are the same whenever they are drawn.
     """
     chosen = Subset(data, spread_over_classes(data.labels, seed=0)[:count])
     batch = next(iter(eval_loader(chosen, config, batch_size=len(chosen))))
@@ -26,20 +30,18 @@ def write_pictures(path: Path, objective: Objective, data: ImageData, config: Da
     was_training = objective.training
     objective.eval()
     images = normalise(batch.images.to(device), config)
-    maps = objective.maps(images)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        maps = objective.maps(images)
     objective.train(was_training)
 
     def pixels(normalised: Tensor) -> np.ndarray:
         return (denormalise(normalised, config) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    write_atomically(
-        path,
-        lambda file: np.savez_compressed(
-            file,
-            image=pixels(images),
-            visible=pixels(maps["visible"]),
-            reconstruction=pixels(maps["reconstruction"]),
-            law_residual=maps["law_residual"].float().cpu().numpy(),
-            label=np.array([data.classes[label] for label in batch.labels.tolist()]),
-        ),
-    )
+    arrays: dict[str, Any] = {"image": pixels(images)} | {
+        name: pixels(maps[name]) for name in PIXEL_MAPS if name in maps
+    }
+    if "law_residual" in maps:
+        arrays["law_residual"] = maps["law_residual"].float().cpu().numpy()
+    arrays["label"] = np.array([data.classes[label] for label in batch.labels.tolist()])
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))

@@ -108,7 +108,8 @@ def build_module(config: PretrainConfig) -> PretrainModule:
     """Backbone, objective and optimiser, with weights drawn from the seed."""
     torch.manual_seed(config.seed)
     backbone = create_backbone(config.backbone, config.data.image_size, **config.backbone_arguments)
-    objective = objectives.create(config.objective, backbone, config.data.image_size)
+    data = config.data
+    objective = objectives.create(config.objective, backbone, data.image_size, mean=data.mean, std=data.std)
     objectives.attach_prior(objective, config.prior)
     return PretrainModule(objective, config)
 

@@ -219,3 +219,25 @@ def test_a_report_needs_neither_torch_nor_matplotlib(full_run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(full_run)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("kept", "heading", "captions"),
+    [
+        (("visible", "reconstruction", "law_residual"), "What the law fills in", ["visible quarter", "law residual"]),
+        (("visible", "reconstruction"), "What is filled in", ["visible part", "filled in"]),
+        (("first_view", "second_view"), "What is compared", ["one view", "another view"]),
+    ],
+)
+def test_objectives_without_a_law_show_what_they_have(
+    full_run: Path, kept: tuple[str, ...], heading: str, captions: list[str]
+) -> None:
+    pictures = dict(np.load(full_run / "pictures.npz"))
+    pictures |= {"first_view": pictures["image"], "second_view": pictures["visible"]}
+    chosen = {name: array for name, array in pictures.items() if name in ("image", "label", *kept)}
+    np.savez(full_run / "pictures.npz", **chosen)
+    page = write_report(full_run).read_text()
+    assert f"<h2>{heading}</h2>" in page
+    for caption in captions:
+        assert f"<figcaption>{caption}</figcaption>" in page
+    assert page.count("<figure><button") == 2 * (1 + len(kept))
