@@ -150,7 +150,8 @@ def test_the_yaml_of_an_objective_is_its_signature(name: str) -> None:
     given = yaml.safe_load((config_folder() / "objective" / f"{name}.yaml").read_text())
     assert given.pop("name") == name
     parameters = list(inspect.signature(objective_class(name).__init__).parameters.values())
-    assert given == {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert given == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 @pytest.mark.parametrize("name", options("data"))
