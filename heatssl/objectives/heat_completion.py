@@ -1,0 +1,195 @@
+"""Heat completion: hidden features are what heat flowing from the visible ones settles to. Ours.
+
+QB-Heat (arXiv 2211.13228) extrapolates from one block. Here visible patches may lie anywhere and are the boundary
+conditions: the encoder sees them alone; a linear map takes its features into the field; there the law, commuting
+and diagonal, turns each position into its frame of rest, where an ideal field is constant; heat flows from the
+visible to the hidden positions, either until it rests (the Dirichlet problem) or for a learned time (the heat
+kernel); and the law turns every position back. A small painter, position by position, makes pixels of it.
+
+There is no mask token and no decoder that mixes tokens: hidden positions meet the visible ones only in a weighted
+mean, so all understanding must be in the encoder, and nearly all operations are. As each hidden position is
+painted on its own, any share of them can be asked for, and one image can serve several times, once for each
+disjoint set of its patches.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from heatssl.backbones import encode_visible, geometry, is_token_model
+from heatssl.errors import UserError
+from heatssl.heat import (
+    Transport,
+    complete,
+    coordinates,
+    harmonic_weights,
+    heat_kernel_weights,
+    laplacian,
+)
+from heatssl.objectives.masks import random_blocks, random_parts
+from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
+
+Mask = Literal["random", "block"]
+Flow = Literal["kernel", "steady"]
+Target = Literal["normalised", "plain"]
+
+
+class HeatCompletion(Objective):
+    """Visible patches -> encoder -> heat -> painter -> pixels of hidden patches.
+
+    Args:
+        backbone: a timm transformer that encodes single patches.
+        image_size: pixels of the square images.
+        mask: ``random`` patches, or one ``block`` of half the grid's sides, at any place.
+        visible_ratio: share of the patches in each visible set (random only; a block is a quarter).
+        parts: visible sets for each image; random ones do not overlap.
+        predicted_ratio: share of the hidden patches that is painted.
+        flow: ``kernel``, heat that has flowed for a learned time, or ``steady``, heat at rest.
+        transport: whether the law turns the field; without, heat flows between the features as they are.
+        groups: of channels, each with a time of its own, or an anisotropy of its own.
+        channels: width of the field; null: that of the backbone.
+        painter_width: hidden channels of the painter; 0: it is linear.
+        target: ``normalised`` patches or ``plain`` pixels.
+
+    Raises:
+        UserError: when the backbone cannot encode single patches.
+        ValueError: on settings that leave nothing visible or hidden, or do not fit the channels.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: int,
+        *,
+        mask: Mask = "random",
+        visible_ratio: float = 0.25,
+        parts: int = 1,
+        predicted_ratio: float = 1.0,
+        flow: Flow = "kernel",
+        transport: bool = True,
+        groups: int = 4,
+        channels: int | None = None,
+        painter_width: int = 256,
+        target: Target = "normalised",
+    ) -> None:
+        super().__init__()
+        if not is_token_model(backbone):
+            raise UserError(
+                f"heat_completion encodes single patches, which {type(backbone).__name__} cannot: "
+                "choose a vit_*, deit_* or eva* backbone, or objective=qb_heat"
+            )
+        for name, value, known in (("mask", mask, Mask), ("flow", flow, Flow), ("target", target, Target)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+        grid = geometry(backbone, image_size)
+        channels = channels or grid.channels
+        self.grid = (grid.rows, grid.columns)
+        self.positions = grid.rows * grid.columns
+        self.patch = grid.stride
+        self.block = (grid.rows // 2, grid.columns // 2) if mask == "block" else None
+        self.visible = int(visible_ratio * self.positions) if self.block is None else self.block[0] * self.block[1]
+        self.predicted = round(predicted_ratio * (self.positions - self.visible))
+        if not 0 < self.visible < self.positions or not 0 < self.predicted <= self.positions - self.visible:
+            raise ValueError(
+                f"{self.visible} of {self.positions} patches visible and {self.predicted} painted: "
+                "choose a visible_ratio and predicted_ratio between 0 and 1"
+            )
+        if parts < 1 or (mask == "random" and parts * self.visible > self.positions):
+            raise ValueError(f"{parts} sets of {self.visible} patches do not fit into {self.positions}")
+        if groups < 1 or channels % (2 * groups):
+            raise ValueError(f"{channels} channels do not fall into two halves of {groups} groups")
+        self.parts = parts
+        self.flow = flow
+        self.target = target
+        self.backbone = backbone
+        self.to_field = nn.Linear(grid.channels, channels)
+        self.transport = Transport(channels) if transport else None
+        # Times from a neighbour's to a few patches' reach; anisotropies from 1, where x and y are alike.
+        start = torch.linspace(-1.2, 1.8, groups) if flow == "kernel" else torch.zeros(groups)
+        self.log_flow = nn.Parameter(start)
+        self.painter = painter(channels, painter_width, 3 * self.patch**2)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Normalised images (B, 3, S, S) -> loss over painted patches, no logs, the visible field (P B, C, n, 1)."""
+        visible, hidden = self.split(images)
+        asked = hidden[:, : self.predicted]
+        images = images.repeat(self.parts, 1, 1, 1)
+        values = self.to_field(encode_visible(self.backbone, images, visible))
+        painted = self.painter(self.fill_in(values, visible, asked))
+        patches = patchify(images, self.patch)
+        if self.target == "normalised":
+            mean, std = patch_statistics(patches)
+            patches = (patches - mean) / std
+        loss = (painted - torch.take_along_dim(rows(patches), asked[..., None], dim=1)).square().mean()
+        return Outputs(loss, {}, values.detach().transpose(1, 2)[..., None])
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Row-major indices of visible (P B, n) and hidden patches (P B, N - n), new for each image."""
+        if self.block:
+            return random_blocks(len(images), self.grid, self.block, self.parts, images.device)
+        return random_parts(len(images), self.positions, self.visible, self.parts, images.device)
+
+    def fill_in(self, values: Tensor, visible: Tensor, asked: Tensor) -> Tensor:
+        """The field at the patches asked for: values (B, n, C) at visible (B, n), asked (B, m) -> (B, m, C)."""
+        known, wanted = (self.places(index) for index in (visible, asked))
+        if self.transport is None:
+            return complete(values, self.weights(visible, asked))
+        at_rest = complete(self.transport.to_rest(values, known), self.weights(visible, asked))
+        return self.transport.from_rest(at_rest, wanted)
+
+    def weights(self, visible: Tensor, asked: Tensor) -> Tensor:
+        """Share of each visible patch in each one asked for: (B, n), (B, m) -> (B, K, m, n)."""
+        flow = self.log_flow.exp()
+        if self.flow == "kernel":
+            return heat_kernel_weights(self.places(visible), self.places(asked), flow)
+        return harmonic_weights(visible, asked, self.grid, flow)
+
+    def places(self, index: Tensor) -> Tensor:
+        """Positions (..., 2) of patches, from the middle of the grid, so that decays stay balanced."""
+        middle = torch.tensor([self.grid[1] - 1, self.grid[0] - 1], device=index.device) / 2
+        return coordinates(index, self.grid[1]) - middle
+
+    @torch.no_grad()
+    def health(self, outputs: Outputs) -> dict[str, float]:
+        """Collapse figures, and what the law has learned."""
+        learned = {f"health/{'time' if self.flow == 'kernel' else 'anisotropy'}": self.log_flow.exp().mean().item()}
+        if self.transport is not None:
+            learned["health/rotation"] = self.transport.rotation.abs().mean().item()  # radians per patch
+        return super().health(outputs) | learned
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Objective.maps`; the residual is Laplace's, of the completed field in its frame of rest.
+
+        With a normalised target the painter does not know a patch's mean and contrast; the true ones are put back
+        for viewing, as MAE's own figures do.
+        """
+        visible, _ = (index[: len(images)] for index in self.split(images))
+        values = self.to_field(encode_visible(self.backbone, images, visible))
+        everywhere = torch.arange(self.positions, device=images.device).expand(len(images), -1)
+        filled = self.fill_in(values, visible, everywhere)
+        rest = filled if self.transport is None else self.transport.to_rest(filled, self.places(everywhere))
+        patches = self.painter(filled).transpose(1, 2).unflatten(2, self.grid)
+        if self.target == "normalised":
+            mean, std = patch_statistics(patchify(images, self.patch))
+            patches = patches * std + mean
+        mask = torch.zeros(len(images), self.positions, dtype=torch.bool, device=images.device).scatter(
+            1, visible, True
+        )
+        pixels = to_pixels(mask.unflatten(1, self.grid), self.patch)
+        field = rest.transpose(1, 2).unflatten(2, self.grid)
+        return {
+            "visible": images * pixels[:, None],
+            "visible_mask": pixels,
+            "reconstruction": unpatchify(patches, self.patch),
+            "law_residual": laplacian(field, boundary="replicate").square().mean(dim=1),
+        }
+
+
+def painter(channels: int, width: int, outputs: int) -> nn.Module:
+    """Field to pixels, position by position: (B, m, channels) -> (B, m, outputs)."""
+    if width == 0:
+        return nn.Linear(channels, outputs)
+    return nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, outputs))

@@ -1,0 +1,46 @@
+"""Which patches are visible and which are asked for, drawn anew for each image: row-major indices."""
+
+import torch
+from torch import Tensor
+
+
+def random_parts(batch: int, positions: int, visible: int, parts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Disjoint random sets of visible patches, each with all the others hidden.
+
+    Args:
+        batch: number of images B.
+        positions: number of patches N.
+        visible: patches n in each set.
+        parts: number of sets P for each image; P n <= N.
+        device: of the result.
+
+    Returns:
+        visible (P B, n) and hidden (P B, N - n), both in random order; set k of image i is row k B + i.
+    """
+    order = torch.rand(batch, positions, device=device).argsort(dim=1)
+    turned = torch.cat([order.roll(-k * visible, dims=1) for k in range(parts)])
+    return turned[:, :visible], turned[:, visible:]
+
+
+def random_blocks(
+    batch: int, grid: tuple[int, int], block: tuple[int, int], parts: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A visible rectangle at any place of the grid, all other patches hidden.
+
+    Args:
+        batch: number of images B.
+        grid: rows and columns, N in all.
+        block: rows and columns of the rectangle, n in all.
+        parts: rectangles P for each image, each with a place of its own.
+        device: of the result.
+
+    Returns:
+        visible (P B, n) in row-major order and hidden (P B, N - n) in random order.
+    """
+    rows, columns = grid
+    top = torch.randint(rows - block[0] + 1, (parts * batch, 1, 1), device=device)
+    left = torch.randint(columns - block[1] + 1, (parts * batch, 1, 1), device=device)
+    inside_row = top + torch.arange(block[0], device=device)[:, None]
+    visible = (inside_row * columns + left + torch.arange(block[1], device=device)).flatten(1)
+    order = torch.rand(parts * batch, rows * columns, device=device).scatter(1, visible, 2.0).argsort(dim=1)
+    return visible, order[:, : rows * columns - visible.shape[1]]
