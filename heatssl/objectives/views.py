@@ -68,10 +68,20 @@ def random_view(images: Tensor, settings: ViewSettings, mean: Sequence[float], s
     Returns:
         (B, 3, size, size), normalised.
     """
+    return _change(images, _operations(settings), mean, std)
+
+
+@torch.no_grad()
+def recolour(images: Tensor, settings: ViewSettings, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """:func:`random_view` without crop and flip: (B, 3, H, W) -> same, each image in other colours."""
+    return _change(images, _colours(settings), mean, std)
+
+
+def _change(images: Tensor, operations: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     centre, scale = (images.new_tensor(values).view(3, 1, 1) for values in (mean, std))
     with torch.autocast(images.device.type, enabled=False):  # kornia is not safe in half precision
         pixels = (images * scale + centre).float().clamp(0, 1)
-        return (_operations(settings)(pixels) - centre) / scale
+        return (operations(pixels) - centre) / scale
 
 
 @lru_cache(maxsize=8)
@@ -80,10 +90,15 @@ def _operations(settings: ViewSettings) -> nn.Sequential:
 
     side = (settings.size, settings.size)
     # Resampling cuts all crops in one operation; slicing, the default, goes through them one by one.
-    operations: list[nn.Module] = [
-        K.RandomResizedCrop(side, scale=settings.crop_scale, cropping_mode="resample"),
-        K.RandomHorizontalFlip(),
-    ]
+    crop = K.RandomResizedCrop(side, scale=settings.crop_scale, cropping_mode="resample")
+    return nn.Sequential(crop, K.RandomHorizontalFlip(), *_colours(settings))
+
+
+@lru_cache(maxsize=8)
+def _colours(settings: ViewSettings) -> nn.Sequential:
+    import kornia.augmentation as K
+
+    operations: list[nn.Module] = []
     if settings.colour_jitter > 0:
         strength = settings.colour_jitter
         operations.append(K.ColorJiggle(strength, strength, strength, min(strength / 4, 0.5), p=0.8))

@@ -1,0 +1,216 @@
+"""Heat-JEPA: each quarter of an image predicts the features of the others, by the law alone. Ours.
+
+QB-Heat (arXiv 2211.13228) extrapolates a quarter's features to pixels. Here they are extrapolated to features, as in
+JEPA (I-JEPA, arXiv 2301.08243): the four quarters of an image are encoded in one pass, each without the others and in
+colours of its own; the commuting law z_x = A z, z_y = B z takes every position into the law's frame of rest, where a
+field that obeys it is constant; there the quarters of one image must agree. No pixel is painted, there is no decoder
+and no predictor, and every patch of the image is encoded exactly once.
+
+A constant field agrees with itself, so something must forbid it. Three ways:
+
+* ``contrast``: a quarter must find the other quarters of its image among those of all other images (InfoNCE,
+  arXiv 1807.03748; the positives do not compete with each other);
+* ``isotropy``: agreement is a squared distance and SIGReg keeps the vectors an isotropic Gaussian (LeJEPA, 2511.08544);
+* ``teacher``: the features that are predicted, position by position, are those of a slow copy of the encoder that
+  sees the whole image (I-JEPA; the loss is its smooth L1 on layer-normalised targets).
+"""
+
+import copy
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatssl.backbones import encode_visible, feature_map, geometry, is_token_model
+from heatssl.errors import UserError
+from heatssl.heat import Transport, coordinates
+from heatssl.objectives.isotropy import sigreg
+from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.processes import gather, world_size
+from heatssl.objectives.targets import rows, to_pixels
+from heatssl.objectives.views import recolour, view_settings
+
+AgainstCollapse = Literal["contrast", "isotropy", "teacher"]
+
+
+class HeatJEPA(Objective):
+    """Quarters -> encoder -> the law's frame of rest -> agreement.
+
+    Args:
+        backbone: a timm transformer that encodes single patches.
+        image_size: pixels of the square images; the backbone's grid must have even sides.
+        against_collapse: ``contrast``, ``isotropy`` or ``teacher``.
+        transport: whether the law turns the field; without, features themselves must agree: the control.
+        channels: width of the field; null: that of the backbone.
+        temperature: divides the cosines (contrast).
+        isotropy_weight: lambda of LeJEPA, in (0, 1); it belongs to a batch size (isotropy).
+        momentum: share of the teacher that each step keeps (teacher).
+        colour_jitter, grey, blur: of each quarter on its own, see :class:`heatssl.objectives.views.ViewSettings`.
+
+    Raises:
+        UserError: when the backbone cannot encode single patches, or the patch grid cannot be quartered.
+        ValueError: on settings out of their range.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: int,
+        *,
+        against_collapse: AgainstCollapse = "contrast",
+        transport: bool = True,
+        channels: int | None = None,
+        temperature: float = 0.2,
+        isotropy_weight: float = 0.05,
+        momentum: float = 0.996,
+        colour_jitter: float = 0.4,
+        grey: float = 0.2,
+        blur: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not is_token_model(backbone):
+            raise UserError(
+                f"heat_jepa encodes single patches, which {type(backbone).__name__} cannot: "
+                "choose a vit_*, deit_* or eva* backbone, or objective=qb_heat"
+            )
+        if against_collapse not in get_args(AgainstCollapse):
+            known = ", ".join(get_args(AgainstCollapse))
+            raise ValueError(f"against_collapse must be one of {known}, not {against_collapse!r}")
+        if temperature <= 0 or not 0 < isotropy_weight < 1 or not 0 <= momentum < 1:
+            raise ValueError("temperature must be positive, isotropy_weight and momentum between 0 and 1")
+        grid = geometry(backbone, image_size)
+        self.block = self.height, self.width = grid.quarter()
+        self.grid = (grid.rows, grid.columns)
+        self.patch = grid.stride
+        self.against_collapse = against_collapse
+        self.temperature, self.isotropy_weight, self.momentum = temperature, isotropy_weight, momentum
+        self.colours = view_settings(image_size // 2, (1.0, 1.0), colour_jitter, grey, blur)
+        channels = channels or grid.channels
+        self.backbone = backbone
+        self.to_field = nn.Linear(grid.channels, channels)
+        self.transport = Transport(channels) if transport else None
+        self.teacher: nn.Module | None = None
+        if against_collapse == "teacher":
+            self.teacher = copy.deepcopy(backbone).requires_grad_(False)
+            self.predict = nn.Linear(channels, grid.channels)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Normalised images (B, 3, S, S) -> loss, how well quarters agree, the fields (4 B, C, h/2, w/2)."""
+        visible = self.quarters(len(images), images.device)
+        values = self.encode(self.recoloured(images), visible)
+        at_rest = self.to_rest(values, visible).mean(dim=1).unflatten(0, (4, -1))  # 4 B C: what each quarter says
+        logs = {"similarity/quarters": agreement(at_rest).detach()}
+        if self.against_collapse == "contrast":
+            loss = contrast_of_parts(at_rest, self.temperature)
+        elif self.against_collapse == "isotropy":
+            distance, isotropy = (at_rest - at_rest.mean(dim=0)).square().mean(), sigreg(at_rest)
+            loss = (1 - self.isotropy_weight) * distance + self.isotropy_weight * isotropy
+            logs |= {"loss/distance": distance.detach(), "loss/isotropy": isotropy.detach()}
+        else:
+            loss = self.distance_to_teacher(images, at_rest)
+        field = values.detach().transpose(1, 2).unflatten(2, (self.height, self.width))
+        return Outputs(loss, logs, field)
+
+    def quarters(self, batch: int, device: torch.device) -> Tensor:
+        """Row-major indices of the four quarters' patches (4 B, n): quarter k of image i is row k B + i."""
+        index = torch.arange(self.grid[0] * self.grid[1], device=device).view(2, self.height, 2, self.width)
+        return index.transpose(1, 2).reshape(4, -1).repeat_interleave(batch, dim=0)
+
+    def recoloured(self, images: Tensor) -> Tensor:
+        """Each quarter in colours of its own: (B, 3, S, S) -> same."""
+        half = (images.shape[2] // 2, images.shape[3] // 2)
+        apart = images.unflatten(3, (2, half[1])).unflatten(2, (2, half[0])).permute(2, 4, 0, 1, 3, 5)
+        changed = recolour(apart.flatten(0, 2), self.colours, self.mean, self.std)
+        return changed.view(apart.shape).permute(2, 3, 0, 4, 1, 5).reshape(images.shape)
+
+    def encode(self, images: Tensor, visible: Tensor) -> Tensor:
+        """The field of each quarter, encoded without the others: (B, 3, S, S), (4 B, n) -> (4 B, n, C)."""
+        return self.to_field(encode_visible(self.backbone, images.repeat(4, 1, 1, 1), visible))
+
+    def to_rest(self, values: Tensor, index: Tensor) -> Tensor:
+        """Values (B, n, C) at patches (B, n) in the law's frame of rest, (B, n, C)."""
+        return values if self.transport is None else self.transport.to_rest(values, self.places(index))
+
+    def distance_to_teacher(self, images: Tensor, at_rest: Tensor) -> Tensor:
+        """Smooth L1 between what each quarter (4, B, C) says of the other three and what the teacher sees there."""
+        assert self.teacher is not None
+        with torch.no_grad():
+            if self.training:
+                for slow, fast in zip(self.teacher.parameters(), self.backbone.parameters(), strict=True):
+                    slow.lerp_(fast, 1 - self.momentum)
+            seen = rows(feature_map(self.teacher, images))
+            target = F.layer_norm(seen, seen.shape[-1:])
+        everywhere = torch.arange(target.shape[1], device=images.device).expand(len(images), -1)
+        own = self.quarters(1, images.device)
+        errors = []
+        for quarter, said in enumerate(at_rest):
+            spread = said[:, None].expand(-1, target.shape[1], -1)
+            if self.transport is not None:
+                spread = self.transport.from_rest(spread, self.places(everywhere))
+            others = torch.ones_like(everywhere[0], dtype=torch.bool).index_fill(0, own[quarter], False)
+            errors.append(F.smooth_l1_loss(self.predict(spread[:, others]), target[:, others]))
+        return torch.stack(errors).mean()
+
+    def places(self, index: Tensor) -> Tensor:
+        """Positions (..., 2) of patches, from the middle of the grid, so that decays stay balanced."""
+        middle = torch.tensor([self.grid[1] - 1, self.grid[0] - 1], device=index.device) / 2
+        return coordinates(index, self.grid[1]) - middle
+
+    @torch.no_grad()
+    def health(self, outputs: Outputs) -> dict[str, float]:
+        """Collapse figures, and how far the law has learned to turn, in radians per patch."""
+        learned = {} if self.transport is None else {"health/rotation": self.transport.rotation.abs().mean().item()}
+        return super().health(outputs) | learned
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Objective.maps`: the first quarter, and where the image breaks the law.
+
+        The residual is the squared distance of each position from the whole image's mean, in the law's frame of
+        rest, mean over channels: what a quarter could not have told the others.
+        """
+        visible = self.quarters(len(images), images.device)
+        at_rest = self.to_rest(self.encode(images, visible), visible).unflatten(0, (4, -1))  # 4 B n C
+        distance = (at_rest - at_rest.mean(dim=(0, 2), keepdim=True)).square().mean(dim=3)
+        residual = torch.zeros(len(images), self.grid[0] * self.grid[1], device=images.device)
+        residual.scatter_(1, torch.cat(visible.chunk(4), dim=1), torch.cat(distance.unbind(), dim=1).to(residual))
+        mask = torch.zeros_like(residual, dtype=torch.bool).scatter(1, visible[: len(images)], True)
+        pixels = to_pixels(mask.unflatten(1, self.grid), self.patch)
+        return {
+            "visible": images * pixels[:, None],
+            "visible_mask": pixels,
+            "law_residual": residual.unflatten(1, self.grid),
+        }
+
+
+def contrast_of_parts(parts: Tensor, temperature: float) -> Tensor:
+    """InfoNCE with several positives: -log(e^s / (e^s + sum of e^t over other images)), mean over pairs of parts.
+
+    Args:
+        parts: vectors (P, B, D) of P parts of B images, of any length but zero.
+        temperature: divides the cosines.
+
+    Returns:
+        scalar; on several processes each has its share, and the mean over processes is the loss of the joint batch.
+    """
+    number, batch = parts.shape[:2]
+    with torch.autocast(parts.device.type, enabled=False):  # cosines over a small temperature need their digits
+        own = F.normalize(parts.float(), dim=2)
+        everyone, start = gather(own.transpose(0, 1).flatten(1))  # a row for each image: (N, P D)
+        logits = torch.einsum("pbd,nqd->pbnq", own, everyone.unflatten(1, (number, -1))) / temperature
+        image = torch.arange(batch, device=parts.device)
+        same = torch.zeros(batch, len(everyone), dtype=torch.bool, device=parts.device)
+        same[image, start + image] = True
+        others = logits.masked_fill(same[:, :, None], -torch.inf).flatten(2).logsumexp(dim=2)  # P B
+        positive = logits[:, image, start + image]  # P B P: similarity of part p to part q of its image
+        loss = torch.logaddexp(others[..., None], positive) - positive
+        pairs = ~torch.eye(number, dtype=torch.bool, device=parts.device)[:, None].expand_as(loss)
+        return loss[pairs].sum() * (world_size() / (len(everyone) * number * (number - 1)))
+
+
+def agreement(parts: Tensor) -> Tensor:
+    """Mean cosine between different parts of an image: (P, B, D) -> scalar; at most 1."""
+    unit = F.normalize(parts.float(), dim=2)
+    total = unit.sum(dim=0).square().sum(dim=1).mean()  # P ones from each part with itself, and all pairs twice
+    return (total - len(parts)) / (len(parts) * (len(parts) - 1))
