@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from heatssl.heat.law import Law
-from heatssl.ops import Boundary, depthwise_stencil
+from heatssl.ops import Boundary, depthwise_stencil, residual_loss
 
 Stencil = Literal["5pt", "9pt"]
 
@@ -72,6 +72,13 @@ class Laplace(Law):
     def residual(self, z: Tensor) -> Tensor:
         """Squared Laplacian, mean over channels: z (B, C, H, W) -> (B, H, W), interior (B, H-2, W-2)."""
         return laplacian(z, self.stencil, self.boundary, self.spacing).square().mean(dim=1)
+
+    def loss(self, z: Tensor) -> Tensor:
+        """``residual(z).mean()`` in one fused operation, see :func:`heatssl.ops.residual_loss`: a scalar, at least float32.
+
+        Cheap enough to regularise any layer's field. For large fields on a CPU its first call compiles C++.
+        """
+        return residual_loss(z, laplacian_stencil(self.stencil) / self.spacing**2, self.boundary)
 
     def extra_repr(self) -> str:
         return f"stencil={self.stencil}, boundary={self.boundary}, spacing={self.spacing}"

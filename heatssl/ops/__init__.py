@@ -1,5 +1,15 @@
 """Fused operations on fields: one dispatch, the same numbers on every device."""
 
+from heatssl.ops.propagate import fill_quarters_commuting, fill_quarters_full
+from heatssl.ops.residual_loss import Backend, residual_loss, residual_loss_and_map
 from heatssl.ops.stencil import Boundary, depthwise_stencil
 
-__all__ = ["Boundary", "depthwise_stencil"]
+__all__ = [
+    "Backend",
+    "Boundary",
+    "depthwise_stencil",
+    "fill_quarters_commuting",
+    "fill_quarters_full",
+    "residual_loss",
+    "residual_loss_and_map",
+]

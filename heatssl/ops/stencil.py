@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,14 +28,31 @@ def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior
     Raises:
         ValueError: on an unknown boundary, or a field too small to have a neighbourhood.
     """
+    check_field(z, boundary)
+    channels = z.shape[1]
+    if boundary != "interior":
+        z = F.pad(z, (1, 1, 1, 1), mode=boundary)
+    return F.conv2d(z, stencil.to(z).expand(channels, 1, 3, 3), groups=channels)
+
+
+def check_field(z: Tensor, boundary: Boundary) -> None:
+    """Refuse what no 3x3 stencil can be applied to; raises as :func:`depthwise_stencil` does."""
     if boundary not in get_args(Boundary):
         raise ValueError(f"unknown boundary {boundary!r}: choose one of {', '.join(get_args(Boundary))}")
-    channels, height, width = z.shape[1:]
+    height, width = z.shape[2:]
     smallest = {"interior": 3, "replicate": 1, "reflect": 2}[boundary]
     if min(height, width) < smallest:
         raise ValueError(
             f"boundary {boundary!r} needs a field of at least {smallest}x{smallest} positions, not {height}x{width}"
         )
-    if boundary != "interior":
-        z = F.pad(z, (1, 1, 1, 1), mode=boundary)
-    return F.conv2d(z, stencil.to(z).expand(channels, 1, 3, 3), groups=channels)
+
+
+def responses(z: Tensor, boundary: Boundary) -> int:
+    """Number of responses of a stencil on z (B, C, H, W): channels times positions times fields."""
+    rim = 2 if boundary == "interior" else 0
+    return z.shape[0] * z.shape[1] * (z.shape[2] - rim) * (z.shape[3] - rim)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums over a field of this type are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,237 @@
+"""The fused residual loss and the moves to all quarters, beside what they replace, in one run.
+
+python benchmarks/ops.py                    # make bench-ops
+python benchmarks/ops.py --repeats 9 --shapes 64x384x14x14
+
+Forward and backward of the mean squared Laplacian. Repetitions are interleaved, so that what else the machine does
+falls on all alike; medians. Times are in copies: one copy is ``z.clone()`` in the same run. Results go to
+benchmarks/results/ops/<hardware>.json.
+"""
+
+import argparse
+import ctypes
+import json
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import kornia
+import torch
+from torch import Tensor
+
+from heatssl.evaluation.results import commit, hardware
+from heatssl.heat import FirstOrder, laplacian_stencil
+from heatssl.ops import Boundary, depthwise_stencil, fill_quarters_commuting, fill_quarters_full, residual_loss
+
+RESULTS = Path(__file__).parent / "results" / "ops"
+FIVE = laplacian_stencil("5pt")
+EIGHT = torch.tensor([[1.0, 1, 1], [1, -8, 1], [1, 1, 1]])  # kornia's laplacian with kernel_size=3
+# Reads and writes of the whole field that an implementation cannot do without: loss and gradient in one sweep, or
+# one read forward and a read and a write backward.
+LEAST_TRAFFIC = {"compiled": 2, "triton": 3}
+
+Loss = Callable[[Tensor], Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["64x384x14x14", "16x384x32x32"], help="%(default)s")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    settings = parser.parse_args()
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    device = torch.device(settings.device)
+    load = Path("/proc/loadavg")
+    record: dict[str, object] = {
+        "hardware": hardware(device),
+        "threads": settings.threads,
+        "load_before": float(load.read_text().split()[0]) if load.exists() else None,
+        "seed": 0,
+        "repeats": settings.repeats,
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "kornia": kornia.__version__},
+    }
+    rows: list[dict[str, object]] = []
+    for shape in settings.shapes:
+        size = tuple(int(n) for n in shape.split("x"))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for boundary in ("interior", "replicate"):
+                rows += residual_rows(size, layout, boundary, settings.repeats, device)
+    record["residual_loss"] = rows
+    record["quarters"] = [
+        row
+        for size in [(64, 384, 7, 7), (64, 128, 4, 4)]
+        for commuting in (True, False)
+        for row in quarter_rows(size, commuting, settings.repeats, device)
+    ]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / (re.sub(r"[^a-z0-9]+", "_", hardware(device).lower()).strip("_") + ".json")
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"-> {path}")
+
+
+def residual_rows(
+    size: tuple[int, ...], layout: torch.memory_format, boundary: Boundary, repeats: int, device: torch.device
+) -> list[dict[str, object]]:
+    """Everything that computes one and the same loss on one field."""
+    z = torch.randn(size, device=device).to(memory_format=layout).requires_grad_()
+    fast = "triton" if device.type == "cuda" else "compiled"
+    losses: dict[str, Loss] = {
+        fast: lambda z: residual_loss(z, FIVE, boundary, fast),
+        "eager": lambda z: residual_loss(z, FIVE, boundary, "eager"),
+        "slices": lambda z: by_slices(z, boundary).square().mean(),
+    }
+    if boundary == "replicate":
+        losses["kornia.spatial_gradient"] = by_spatial_gradient
+        losses["kornia.laplacian"] = lambda z: kornia.filters.laplacian(z, 3, "replicate", False).square().mean()
+        losses[f"{fast}, 8 neighbours"] = lambda z: residual_loss(z, EIGHT, boundary, fast)
+    references = {name: EIGHT if name.endswith(("laplacian", "neighbours")) else FIVE for name in losses}
+    for name, loss in losses.items():  # also the warm-up; only the same numbers may be compared
+        check(name, loss, z, references[name], boundary)
+    empty = torch.empty_like(z)
+    timed = {"copy": z.detach().clone, "copy into place": lambda: empty.copy_(z.detach())}
+    timed |= {name: lambda loss=loss: backward(loss, z) for name, loss in losses.items()}
+    seconds = interleaved(timed, repeats, device)
+    copy = seconds["copy"]
+    rows = []
+    where = f"{'x'.join(map(str, size))} {'channels_last' if layout == torch.channels_last else 'contiguous'} {boundary}"
+    print(f"\n{where}; one copy {1e3 * copy:.2f} ms, {2 * z.nbytes / copy / 1e9:.1f} GB/s")
+    for name, value in seconds.items():
+        traffic = LEAST_TRAFFIC.get(name.partition(",")[0])
+        row = {
+            "field": where,
+            "name": name,
+            "milliseconds": round(1e3 * value, 3),
+            "copies": round(value / copy, 2),
+            "over_slices": round(seconds["slices"] / value, 2),
+            "share_of_copy_bandwidth": round(traffic / 2 * copy / value, 2) if traffic else None,
+            "peak_memory": peak_memory(losses[name], z) if name in losses else None,
+        }
+        rows.append(row)
+        print(
+            f"{name:26} {row['milliseconds']:9.2f} ms {row['copies']:7.2f} copies  x{row['over_slices']:6.2f} of slices  "
+            f"bandwidth {row['share_of_copy_bandwidth'] or '-':>5}  peak memory {row['peak_memory'] or '-'}"
+        )
+    return rows
+
+
+def by_slices(z: Tensor, boundary: Boundary) -> Tensor:
+    """The 5-point Laplacian as everybody writes it first."""
+    if boundary != "interior":
+        z = torch.nn.functional.pad(z, (1, 1, 1, 1), mode=boundary)
+    beside = z[:, :, 1:-1, :-2] + z[:, :, 1:-1, 2:]
+    return z[:, :, :-2, 1:-1] + z[:, :, 2:, 1:-1] + beside - 4 * z[:, :, 1:-1, 1:-1]
+
+
+def by_spatial_gradient(z: Tensor) -> Tensor:
+    """z_xx + z_yy out of kornia's three second derivatives; its border is ``replicate``."""
+    second = kornia.filters.spatial_gradient(z, mode="diff", order=2)
+    return (second[:, :, 0] + second[:, :, 2]).square().mean()
+
+
+def check(name: str, loss: Loss, z: Tensor, stencil: Tensor, boundary: Boundary) -> None:
+    """Refuse to time what computes something else."""
+    part = z.detach()[:2, :8].clone().requires_grad_()
+    expected = depthwise_stencil(part, stencil, boundary).square().mean()
+    value = loss(part)
+    ours, theirs = torch.autograd.grad(value, part)[0], torch.autograd.grad(expected, part)[0]
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0, msg=lambda text: f"{name}: {text}")
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6, msg=lambda text: f"{name}: {text}")
+
+
+def backward(loss: Loss, z: Tensor) -> None:
+    z.grad = None
+    loss(z).backward()
+
+
+def interleaved(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each, all taking turns; the first turn is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            synchronise(device)
+            start = time.perf_counter()
+            call()
+            synchronise(device)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in times.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(loss: Loss, z: Tensor) -> float | None:
+    """Most memory in use during forward and backward, over that of z and its gradient; on a CPU, Linux only."""
+    z.grad = None
+    if z.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        backward(loss, z)
+        more = torch.cuda.max_memory_allocated() - before
+        return round((z.nbytes + more) / (2 * z.nbytes), 2)
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is allocated now
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before = memory("VmRSS")
+        backward(loss, z)
+        return round((z.nbytes + memory("VmHWM") - before) / (2 * z.nbytes), 2)
+    except OSError:
+        return None
+
+
+def memory(field: str) -> int:
+    """Bytes, from /proc."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found.group(1)) if found else 0
+
+
+def quarter_rows(
+    size: tuple[int, ...], commuting: bool, repeats: int, device: torch.device
+) -> list[dict[str, object]]:
+    """The visible quarter moved onto the others: one move per block and corner, and all at once."""
+    law = FirstOrder(size[1], commuting=commuting).to(device)
+    quarter = torch.randn(size, device=device, requires_grad=True)
+    corner = torch.arange(size[0], device=device) * 4 // size[0]
+    groups = torch.bincount(corner, minlength=4).tolist()
+
+    def one_by_one() -> Tensor:
+        maps = []
+        for visible, z in enumerate(quarter.split(groups)):
+            row, column = divmod(visible, 2)
+            lines = [
+                torch.cat([law.move(z, (j - column) * size[3], (i - row) * size[2]) for j in (0, 1)], dim=3)
+                for i in (0, 1)
+            ]
+            maps.append(torch.cat(lines, dim=2))
+        return torch.cat(maps)
+
+    def at_once() -> Tensor:
+        if commuting:
+            return fill_quarters_commuting(quarter, corner, *law.generators())
+        identity = torch.eye(size[1], device=device)
+        return fill_quarters_full(quarter, corner, identity + law.A, identity + law.B)
+
+    torch.testing.assert_close(one_by_one(), at_once(), rtol=1e-3, atol=1e-3)
+    calls = {
+        "one by one": lambda: one_by_one().square().sum().backward(),
+        "at once": lambda: at_once().square().sum().backward(),
+    }
+    seconds = interleaved(calls, repeats, device)
+    where = f"{'x'.join(map(str, size))} {'commuting' if commuting else 'full'}"
+    print(f"\nquarters {where}: " + ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in seconds.items()))
+    return [
+        {"quarter": where, "name": name, "milliseconds": round(1e3 * value, 2)} for name, value in seconds.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

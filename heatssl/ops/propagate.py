@@ -1,0 +1,73 @@
+"""A quarter of a map moved onto the other three in one operation: what the quarter-block objectives extrapolate."""
+
+import torch
+from torch import Tensor
+
+
+def fill_quarters_commuting(quarter: Tensor, corner: Tensor, decay: Tensor, rotation: Tensor) -> Tensor:
+    """The whole map around one visible quarter of each image, by elementwise complex powers.
+
+    Block (i, j) is the quarter times exp(dx g_x + dy g_y), g = decay + i rotation, where (dx, dy) leads from the visible
+    block to it. All blocks of all images are one product; the visible one is multiplied by 1.
+
+    Args:
+        quarter: (B, C, h, w); channels k and k + C/2 are the parts of one complex number.
+        corner: (B,) which block is visible: 0 top left, 1 top right, 2 bottom left, 3 bottom right.
+        decay, rotation: (2, C/2), per patch; row 0 is along x (:meth:`heatssl.heat.FirstOrder.generators`).
+
+    Returns:
+        (B, C, 2h, 2w).
+    """
+    height, width = quarter.shape[2:]
+    block = torch.arange(4, device=corner.device)[:, None]
+    dx = ((block % 2 - corner % 2) * width).to(decay.dtype)[..., None]  # (4, B, 1)
+    dy = ((block // 2 - corner // 2) * height).to(decay.dtype)[..., None]
+    modulus = torch.exp(dx * decay[0] + dy * decay[1])
+    angle = dx * rotation[0] + dy * rotation[1]
+    u = (modulus * torch.cos(angle)).to(quarter.dtype)[..., None, None]  # (4, B, C/2, 1, 1)
+    v = (modulus * torch.sin(angle)).to(quarter.dtype)[..., None, None]
+    real, imaginary = quarter.chunk(2, dim=1)
+    return _assemble(torch.cat([u * real - v * imaginary, v * real + u * imaginary], dim=2))
+
+
+def fill_quarters_full(quarter: Tensor, corner: Tensor, step_x: Tensor, step_y: Tensor) -> Tensor:
+    """The same for full matrices: block (i, j) is the quarter times step_y^dy step_x^dx, along x first.
+
+    Each visible block is multiplied by all its powers in one product. Positive and negative powers are one repeated
+    squaring each.
+
+    Args:
+        quarter: (B, C, h, w).
+        corner: (B,) in ascending order, see :func:`fill_quarters_commuting`.
+        step_x, step_y: I + A and I + B, (C, C).
+
+    Returns:
+        (B, C, 2h, 2w).
+    """
+    height, width = quarter.shape[2:]
+    along_x, along_y = _powers(step_x, width), _powers(step_y, height)
+    groups = quarter.split(torch.bincount(corner, minlength=4).tolist())
+    moved = []
+    for visible, group in enumerate(groups):
+        row, column = divmod(visible, 2)
+        products = [along_y[i - row] @ along_x[j - column] for i in (0, 1) for j in (0, 1)]
+        moved.append(_apply(torch.cat(products), group))
+    return _assemble(torch.cat(moved, dim=1))
+
+
+def _powers(step: Tensor, exponent: int) -> dict[int, Tensor]:
+    """{0: I, 1: step^n, -1: step^-n}; torch squares repeatedly, and the inverse is taken once, at the end."""
+    power = torch.linalg.matrix_power(step, exponent)
+    return {0: torch.eye(step.shape[0], dtype=step.dtype, device=step.device), 1: power, -1: torch.linalg.inv(power)}
+
+
+def _apply(matrices: Tensor, z: Tensor) -> Tensor:
+    """N matrices, one above the other (N C, C), times a field (B, C, h, w), which is read once: (N, B, C, h, w)."""
+    return (matrices.to(z.dtype) @ z.flatten(2)).unflatten(1, (-1, z.shape[1])).unflatten(3, z.shape[2:]).transpose(0, 1)
+
+
+def _assemble(blocks: Tensor) -> Tensor:
+    """Four blocks (4, B, C, h, w) in reading order as one map (B, C, 2h, 2w)."""
+    _, batch, channels, height, width = blocks.shape
+    grid = blocks.unflatten(0, (2, 2))
+    return grid.permute(2, 3, 0, 4, 1, 5).reshape(batch, channels, 2 * height, 2 * width)

@@ -1,0 +1,189 @@
+"""The mean squared response of a 3x3 stencil on a field, fused with its gradient; one dispatch over three backends."""
+
+import warnings
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from heatssl.ops.coefficients import Weights, weights_of
+from heatssl.ops.stencil import Boundary, accumulator, check_field, depthwise_stencil
+
+Backend = Literal["auto", "eager", "compiled", "triton"]
+SMALL = 2**18  # elements below which an eager loss costs less than the seconds of a compilation ever win back
+
+
+def residual_loss(z: Tensor, stencil: Tensor, boundary: Boundary = "interior", backend: Backend = "auto") -> Tensor:
+    """Mean over fields, channels and positions of the squared stencil response.
+
+    Equal to ``depthwise_stencil(z, stencil, boundary).square().mean()``, without the intermediate tensors and, in
+    float16 and bfloat16, with sums in float32. No residual is stored for the backward pass: on a CPU one sweep makes
+    loss and gradient together; on a GPU the backward pass reads z again and applies the stencil's adjoint.
+
+    Args:
+        z: field (B, C, H, W), floating point; contiguous and channels_last are fused, other layouts are not.
+        stencil: weights (3, 3), as in :func:`heatssl.ops.depthwise_stencil`; no gradient.
+        boundary: see there.
+        backend: ``auto`` takes Triton on CUDA, torch.compile's C++ for large fields on a CPU, and else the eager
+            reference, which is also what remains, after one warning, where compiling fails.
+
+    Returns:
+        Scalar, float32 (float64 for float64). Only the eager backend can be differentiated twice. What a NaN in one
+        channel does to the gradient of its neighbours in memory is not specified.
+
+    Raises:
+        ValueError: on an unknown boundary or backend, a stencil that is not (3, 3) or requires a gradient, or a field
+            without four dimensions or too small for the boundary.
+    """
+    weights, chosen = _checked(z, stencil, boundary, backend)
+    if chosen == "eager":
+        return _eager(z, stencil, boundary)
+    return _ResidualLoss.apply(z, weights, boundary, chosen)
+
+
+def residual_loss_and_map(
+    z: Tensor, stencil: Tensor, boundary: Boundary = "interior", backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """:func:`residual_loss`, and where it comes from.
+
+    Returns:
+        The loss, and the squared response, mean over channels: (B, H-2, W-2) for ``interior``, else (B, H, W);
+        float32 (float64 for float64), detached. Triton makes both in one read of z; on a CPU the map is a second.
+    """
+    weights, chosen = _checked(z, stencil, boundary, backend)
+    if chosen == "triton":
+        loss, residual = _ResidualLossAndMap.apply(z, weights, boundary)
+        return loss, residual
+    with torch.no_grad():
+        wide = z.to(accumulator(z.dtype))
+        residual = depthwise_stencil(wide, stencil, boundary).square().mean(dim=1)
+    return residual_loss(z, stencil, boundary, chosen), residual
+
+
+def _eager(z: Tensor, stencil: Tensor, boundary: Boundary) -> Tensor:
+    return depthwise_stencil(z.to(accumulator(z.dtype)), stencil, boundary).square().mean()
+
+
+def _checked(z: Tensor, stencil: Tensor, boundary: Boundary, backend: Backend) -> tuple[Weights, Backend]:
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(get_args(Backend))}")
+    if z.ndim != 4 or not z.is_floating_point():
+        raise ValueError(f"a field is a floating-point tensor (B, C, H, W), not {tuple(z.shape)} of {z.dtype}")
+    check_field(z, boundary)
+    return weights_of(stencil), _choose(z, backend)
+
+
+def _choose(z: Tensor, backend: Backend) -> Backend:
+    """The backend that will run; what is asked for but cannot run becomes eager."""
+    if backend == "eager" or torch.compiler.is_compiling():  # inside a larger compiled graph, that graph fuses
+        return "eager"
+    if backend == "triton" or (backend == "auto" and z.is_cuda):
+        return "triton" if _load_triton() else "eager"
+    if z.is_cuda or (backend == "auto" and (z.device.type != "cpu" or z.numel() < SMALL)):
+        return "eager"
+    from heatssl.ops import compiled
+
+    return "compiled" if compiled.fits(z) and not _failed else "eager"
+
+
+class _ResidualLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weights: Weights, boundary: Boundary, backend: Backend) -> Tensor:
+        ctx.weights, ctx.boundary, ctx.backend = weights, boundary, backend
+        ctx.save_for_backward(z)
+        # float16 has too small a range for a gradient without its loss scale, which is known only backward.
+        ctx.gradient = None
+        if backend == "compiled" and ctx.needs_input_grad[0] and z.dtype != torch.float16:
+            loss, ctx.gradient = _compiled_gradient(z, weights, boundary, torch.ones(()))
+            return loss
+        return _forward(z, weights, boundary, backend)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (z,) = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None  # ours alone, so it is scaled in place; a second call sweeps again
+        if gradient is None:
+            return _gradient(z, ctx.weights, ctx.boundary, ctx.backend, upstream), None, None, None
+        return gradient if upstream.item() == 1 else gradient.mul_(upstream), None, None, None
+
+
+class _ResidualLossAndMap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weights: Weights, boundary: Boundary) -> tuple[Tensor, Tensor]:
+        ctx.weights, ctx.boundary = weights, boundary
+        ctx.save_for_backward(z)
+        loss, residual = _triton().loss_and_map(z, weights, boundary)
+        ctx.mark_non_differentiable(residual)
+        return loss, residual
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        return _triton().gradient(z, ctx.weights, ctx.boundary, upstream), None, None
+
+
+def _forward(z: Tensor, weights: Weights, boundary: Boundary, backend: Backend) -> Tensor:
+    if backend == "triton":
+        return _triton().loss(z, weights, boundary)
+    from heatssl.ops import compiled
+
+    try:
+        return compiled.loss(z, weights, boundary)
+    except Exception as error:  # noqa: BLE001 (see _give_up)
+        _give_up(error)
+        return _eager(z, torch.tensor(weights), boundary)
+
+
+def _gradient(z: Tensor, weights: Weights, boundary: Boundary, backend: Backend, upstream: Tensor) -> Tensor:
+    if backend == "triton":
+        return _triton().gradient(z, weights, boundary, upstream)
+    return _compiled_gradient(z, weights, boundary, upstream)[1]
+
+
+def _compiled_gradient(z: Tensor, weights: Weights, boundary: Boundary, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    from heatssl.ops import compiled
+
+    if not _failed:
+        try:
+            return compiled.loss_and_gradient(z, weights, boundary, upstream)
+        except Exception as error:  # noqa: BLE001 (see _give_up)
+            _give_up(error)
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        loss = _eager(leaf, torch.tensor(weights), boundary)
+    return loss.detach(), torch.autograd.grad(loss, leaf, upstream.to(loss))[0]
+
+
+_failed: list[str] = []
+
+
+def _give_up(error: Exception) -> None:
+    """A compiler, its cache folder and its headers fail in many ways, and none may stop a training run."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    _failed.append(reason)
+    warnings.warn(
+        f"the fused residual loss could not be compiled ({reason}): the eager one takes over; install a C++ compiler "
+        "(g++ or clang++) to get the fast one",
+        stacklevel=2,
+    )
+
+
+def _triton() -> ModuleType:
+    module = _load_triton()
+    assert module is not None, "chosen only where it loads"
+    return module
+
+
+@lru_cache(maxsize=1)
+def _load_triton() -> ModuleType | None:
+    try:
+        from heatssl.ops import triton_kernels
+    except ImportError as error:
+        warnings.warn(f"no Triton ({error}): the eager residual loss takes over", stacklevel=2)
+        return None
+    return triton_kernels

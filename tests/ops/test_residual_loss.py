@@ -1,0 +1,248 @@
+"""The fused residual loss against closed forms and against the plain formulation, whatever the backend."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from heatssl.heat import Laplace, laplacian_stencil
+from heatssl.ops import depthwise_stencil, residual_loss, residual_loss_and_map
+from heatssl.ops import residual_loss as dispatch_function
+from heatssl.ops.coefficients import normal_coefficients, response_coefficients, weights_of
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+# An asymmetric stencil with a zero: a flipped or transposed adjoint would pass with a Laplacian.
+SKEWED = torch.tensor([[0.5, -1.0, 0.0], [2.0, -3.0, 0.25], [1.0, 0.75, -0.5]], dtype=torch.float64)
+
+
+def plain(z: torch.Tensor, stencil: torch.Tensor, boundary: str, upstream: float):
+    """Loss, map and gradient by autograd, in float64."""
+    z = z.detach().double().requires_grad_()
+    squared = depthwise_stencil(z, stencil, boundary).square()
+    (gradient,) = torch.autograd.grad(squared.mean() * upstream, z)
+    return squared.mean().detach(), squared.mean(dim=1).detach(), gradient
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_closed_form(backend):
+    """z = x^2 + y^2 has the Laplacian 4 everywhere: loss 16, and no gradient where the stencil's adjoint of 4 is 0."""
+    y, x = torch.meshgrid(torch.arange(7.0), torch.arange(9.0), indexing="ij")
+    z = (x**2 + y**2).expand(2, 3, 7, 9).clone().requires_grad_()
+    loss = residual_loss(z, laplacian_stencil("5pt"), backend=backend)
+    loss.backward()
+    assert loss.item() == pytest.approx(16)
+    assert z.grad[:, :, 2:-2, 2:-2].abs().max() < 1e-6
+    # a corner's neighbour along the edge is read by one response only: 2 / (5 * 7) * 4, for each of 2 * 3 images
+    assert z.grad[:, :, 0, 1] == pytest.approx(torch.full((2, 3), 2 / (6 * 35) * 4))
+
+
+@pytest.mark.parametrize("boundary", ["interior", "replicate", "reflect"])
+def test_law_offers_its_mean_residual(boundary):
+    z = torch.randn(2, 3, 6, 5)
+    law = Laplace("9pt", boundary, spacing=0.5)
+    assert law.loss(z).item() == pytest.approx(law.residual(z).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["interior", "replicate", "reflect"])
+@pytest.mark.parametrize("size", [(3, 3), (4, 7), (6, 5)])
+def test_coefficients_are_the_stencil_and_its_normal_equations(boundary, size):
+    """L z by coefficients equals the convolution; L^T L z equals half the gradient of |L z|^2."""
+    z = torch.randn(1, 1, *size, dtype=torch.float64, requires_grad=True)
+    response = response_coefficients(weights_of(SKEWED), boundary, *size)
+
+    def applied(coefficients):
+        padded = torch.nn.functional.pad(z.detach()[0, 0], (2, 2, 2, 2))
+        height, width = size
+        return sum(
+            grid * padded[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width]
+            for (dy, dx), grid in coefficients.items()
+        )
+
+    expected = depthwise_stencil(z, SKEWED, boundary)
+    inner = applied(response)[1:-1, 1:-1] if boundary == "interior" else applied(response)
+    assert torch.allclose(inner, expected[0, 0].detach())
+    (gradient,) = torch.autograd.grad(expected.square().sum(), z)
+    assert torch.allclose(2 * applied(normal_coefficients(response)), gradient[0, 0])
+
+
+def check_backend(backend, z, stencil, boundary, tolerance):
+    upstream = 0.7
+    loss, residual, gradient = plain(z, stencil, boundary, upstream)
+    leaf = z.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    fused = residual_loss(leaf, stencil, boundary, backend)
+    (fused * upstream).backward()
+    assert fused.dtype == (torch.float64 if z.dtype == torch.float64 else torch.float32)
+    assert fused.item() == pytest.approx(loss.item(), rel=1e-12 if z.dtype == torch.float64 else 1e-5)
+    assert leaf.grad.dtype == z.dtype
+    assert leaf.grad.stride() == z.stride()
+    assert (leaf.grad - gradient).abs().max() <= tolerance * gradient.abs().max()
+    value, seen = residual_loss_and_map(z, stencil, boundary, backend)
+    assert value.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert seen.shape == residual.shape
+    assert (seen - residual).abs().max() <= 1e-5 * residual.max()
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_eager(dtype, layout):
+    """float16 and bfloat16 accumulate in float32: the loss itself is as exact as in float32."""
+    z = torch.randn(2, 5, 7, 6).to(dtype).to(memory_format=layout)
+    for boundary in ("interior", "replicate", "reflect"):
+        check_backend("eager", z, SKEWED, boundary, TOLERANCE[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("boundary", ["interior", "replicate", "reflect"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled(boundary, layout):
+    """Odd sizes, one and several images per row of the loop, one to many rows, a map longer than one sum."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fallback to eager would hide what is tested
+        sizes = [(2, 3, 7, 5), (2, 16, 4, 7), (9, 16, 4, 7)]  # the last two share their code
+        for shape in [*sizes, (1, 2, 66, 64)] if boundary == "interior" else sizes:
+            z = torch.randn(shape).to(memory_format=layout)
+            check_backend("compiled", z, SKEWED, boundary, 2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_compiled_in_other_types(dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_backend("compiled", torch.randn(2, 16, 4, 7).to(dtype), SKEWED, "interior", TOLERANCE[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("boundary", ["interior", "reflect"])
+def test_compiled_gradcheck(boundary):
+    z = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: residual_loss(z, SKEWED, boundary, "compiled"), z)
+
+
+@pytest.mark.slow
+def test_compiled_backward_twice_without_and_with_grad_mode():
+    z = torch.randn(2, 16, 4, 7, requires_grad=True)
+    _, _, gradient = plain(z, SKEWED, "interior", 3.0)
+    loss = residual_loss(z, SKEWED, backend="compiled")
+    for _ in range(2):  # the first backward gives its gradient away; the second must not see it scaled
+        (got,) = torch.autograd.grad(loss, z, torch.tensor(3.0), retain_graph=True)
+        assert torch.allclose(got, gradient.float(), atol=1e-6)
+    with torch.no_grad():
+        assert not residual_loss(z, SKEWED, backend="compiled").requires_grad
+    assert not residual_loss(z.detach(), SKEWED, backend="compiled").requires_grad
+    (first,) = torch.autograd.grad(residual_loss(z, SKEWED, backend="compiled"), z, create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
+
+
+def test_eager_gradcheck_twice():
+    z = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: residual_loss(z, SKEWED, "reflect"), z)
+    assert torch.autograd.gradgradcheck(lambda z: residual_loss(z, SKEWED), z)
+
+
+def test_without_a_compiler_one_warning_and_the_same_numbers(monkeypatch):
+    from heatssl.ops import compiled
+
+    module = sys.modules[dispatch_function.__module__]
+    monkeypatch.setattr(module, "_failed", [])
+
+    def broken(*arguments):
+        raise RuntimeError("no g++")
+
+    monkeypatch.setattr(compiled, "loss_and_gradient", broken)
+    monkeypatch.setattr(compiled, "loss", broken)
+    z = torch.randn(2, 3, 6, 5, requires_grad=True)
+    with pytest.warns(UserWarning, match=r"no g\+\+.*install a C\+\+ compiler"):
+        loss = residual_loss(z, SKEWED, backend="compiled")
+    (gradient,) = torch.autograd.grad(loss, z, torch.tensor(2.0))
+    expected, _, expected_gradient = plain(z, SKEWED, "interior", 2.0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(gradient, expected_gradient.float(), atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        residual_loss(z, SKEWED, backend="compiled").backward()
+
+
+def test_small_and_strided_fields_need_no_compiler(monkeypatch):
+    from heatssl.ops import compiled
+
+    def forbidden(*arguments):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(compiled, "loss", forbidden)
+    residual_loss(torch.randn(2, 3, 6, 5), SKEWED)
+    strided = torch.randn(8, 64, 64, 64)[:, :, :, ::2]
+    assert residual_loss(strided, SKEWED).item() == pytest.approx(plain(strided, SKEWED, "interior", 1)[0].item())
+
+
+def test_wrong_input_is_named():
+    z = torch.randn(1, 2, 4, 4)
+    with pytest.raises(ValueError, match="interior, replicate, reflect"):
+        residual_loss(z, SKEWED, "periodic")
+    with pytest.raises(ValueError, match="auto, eager, compiled, triton"):
+        residual_loss(z, SKEWED, backend="cuda")
+    with pytest.raises(ValueError, match=r"\(3, 3\), not \(5, 5\)"):
+        residual_loss(z, torch.ones(5, 5))
+    with pytest.raises(ValueError, match="does not train its stencil"):
+        residual_loss(z, torch.ones(3, 3, requires_grad=True))
+    with pytest.raises(ValueError, match="floating-point"):
+        residual_loss(z.int(), SKEWED)
+    with pytest.raises(ValueError, match="at least 3x3"):
+        residual_loss(torch.randn(1, 1, 2, 4), SKEWED)
+
+
+IN_THE_INTERPRETER = """
+import pathlib, sys, torch
+sys.path.insert(0, str(pathlib.Path({folder!r})))
+from test_residual_loss import LAYOUTS, SKEWED, TOLERANCE, check_backend
+contiguous, channels_last = LAYOUTS
+for boundary, layout, shape in [
+    ("interior", contiguous, (1, 1, 17, 16)),  # more than one tile of positions
+    ("interior", channels_last, (1, 66, 3, 3)),  # and of channels
+    ("reflect", contiguous, (1, 1, 4, 3)),
+    ("replicate", channels_last, (1, 2, 2, 3)),
+]:
+    if {interior} and boundary != "interior":
+        continue
+    z = torch.randn(shape).to({dtype}).to(memory_format=layout)
+    check_backend("triton", z, SKEWED, boundary, TOLERANCE[z.dtype])
+print("checked")
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "interior"),
+    [
+        ("torch.float32", True),
+        *(
+            pytest.param(f"torch.{name}", False, marks=pytest.mark.slow)
+            for name in ("float32", "bfloat16", "float16", "float64")
+        ),
+    ],
+)
+def test_triton_in_its_interpreter(dtype, interior):
+    pytest.importorskip("triton")
+    program = IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), dtype=dtype, interior=interior)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert "checked" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_triton_on_a_gpu(dtype, layout):
+    pytest.importorskip("triton")
+    z = torch.randn(2, 70, 17, 16, device="cuda").to(dtype).to(memory_format=layout)
+    for boundary in ("interior", "replicate", "reflect"):
+        check_backend("triton", z, SKEWED.cuda(), boundary, TOLERANCE[dtype])
