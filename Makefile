@@ -1,7 +1,7 @@
 # Everything runs in .venv, made by the first command that needs it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint type bench docs clean
+.PHONY: help setup demo test test-all lint type bench bench-ops docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,9 @@ bench: $(VENV)/.installed-dev ## run every benchmark; results go to benchmarks/r
 	@set -e; for script in benchmarks/*.py; do \
 		[ -e "$$script" ] || { echo "benchmarks/ holds no script"; continue; }; \
 		echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-ops: $(VENV)/.installed-dev ## the fused operations beside plain torch and kornia, two threads: about 3 minutes
+	$(BIN)/python benchmarks/ops.py
 
 docs: $(VENV)/.installed-dev ## check that links and shell blocks of README and docs fit the code
 	$(BIN)/python tools/check_docs.py

@@ -63,7 +63,9 @@ def _powers(step: Tensor, exponent: int) -> dict[int, Tensor]:
 
 def _apply(matrices: Tensor, z: Tensor) -> Tensor:
     """N matrices, one above the other (N C, C), times a field (B, C, h, w), which is read once: (N, B, C, h, w)."""
-    return (matrices.to(z.dtype) @ z.flatten(2)).unflatten(1, (-1, z.shape[1])).unflatten(3, z.shape[2:]).transpose(0, 1)
+    return (
+        (matrices.to(z.dtype) @ z.flatten(2)).unflatten(1, (-1, z.shape[1])).unflatten(3, z.shape[2:]).transpose(0, 1)
+    )
 
 
 def _assemble(blocks: Tensor) -> Tensor:

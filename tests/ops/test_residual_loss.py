@@ -58,8 +58,7 @@ def test_coefficients_are_the_stencil_and_its_normal_equations(boundary, size):
         padded = torch.nn.functional.pad(z.detach()[0, 0], (2, 2, 2, 2))
         height, width = size
         return sum(
-            grid * padded[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width]
-            for (dy, dx), grid in coefficients.items()
+            grid * padded[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width] for (dy, dx), grid in coefficients.items()
         )
 
     expected = depthwise_stencil(z, SKEWED, boundary)
