@@ -4,8 +4,8 @@ python benchmarks/ops.py                    # make bench-ops
 python benchmarks/ops.py --repeats 9 --shapes 64x384x14x14
 
 Forward and backward of the mean squared Laplacian. Repetitions are interleaved, so that what else the machine does
-falls on all alike; medians, and the best of each beside them, which a busy machine disturbs least. Times are in copies: one copy is ``z.clone()`` in the same run. Results go to
-benchmarks/results/ops/<hardware>.json.
+falls on all alike; medians, and the best of each beside them, which a busy machine disturbs least. Times are in
+copies: one copy is ``z.clone()`` in the same run. Results go to benchmarks/results/ops/<hardware>.json.
 """
 
 import argparse
@@ -119,9 +119,10 @@ def residual_rows(
         }
         rows.append(row)
         print(
-            f"{name:26} {row['milliseconds']:8.2f} ms {row['copies']:7.2f} copies x{row['over_slices']:6.2f} of slices; best"
-            f" {row['best_milliseconds']:8.2f} ms {row['copies_of_best']:7.2f} copies x{row['over_slices_of_best']:6.2f};"
-            f" bandwidth {row['share_of_copy_bandwidth'] or '-'}, peak memory {row['peak_memory'] or '-'}",
+            f"{name:24} {row['milliseconds']:8.2f} ms, {row['copies']:6.2f} copies, slices x{row['over_slices']:6.2f};"
+            f" best {row['best_milliseconds']:8.2f} ms, {row['copies_of_best']:6.2f} copies,"
+            f" slices x{row['over_slices_of_best']:6.2f}; bandwidth {row['share_of_copy_bandwidth'] or '-'},"
+            f" peak memory {row['peak_memory'] or '-'}",
             flush=True,
         )
     return rows

@@ -74,7 +74,7 @@ class Laplace(Law):
         return laplacian(z, self.stencil, self.boundary, self.spacing).square().mean(dim=1)
 
     def loss(self, z: Tensor) -> Tensor:
-        """``residual(z).mean()`` in one fused operation, see :func:`heatssl.ops.residual_loss`: a scalar, at least float32.
+        """``residual(z).mean()``, a scalar in float32 or wider, by the fused :func:`heatssl.ops.residual_loss`.
 
         Cheap enough to regularise any layer's field. For large fields on a CPU its first call compiles C++.
         """

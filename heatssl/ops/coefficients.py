@@ -49,7 +49,7 @@ def combine(weights: Weights, at: Callable[[Offset], Tensor]) -> Tensor:
 
 
 def shifted(grid: Tensor, offset: Offset) -> Tensor:
-    """grid (H, W) read at position + offset, zero outside."""
+    """A grid (H, W) read at position + offset, zero outside."""
     height, width = grid.shape
     dy, dx = offset
     return F.pad(grid, (2, 2, 2, 2))[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width]

@@ -7,13 +7,14 @@ from torch import Tensor
 def fill_quarters_commuting(quarter: Tensor, corner: Tensor, decay: Tensor, rotation: Tensor) -> Tensor:
     """The whole map around one visible quarter of each image, by elementwise complex powers.
 
-    Block (i, j) is the quarter times exp(dx g_x + dy g_y), g = decay + i rotation, where (dx, dy) leads from the visible
-    block to it. All blocks of all images are one product; the visible one is multiplied by 1.
+    Block (i, j) is the quarter times exp(dx g_x + dy g_y), g = decay + i rotation, where (dx, dy) leads from the
+    visible block to it. All blocks of all images are one product; the visible one is multiplied by 1.
 
     Args:
         quarter: (B, C, h, w); channels k and k + C/2 are the parts of one complex number.
         corner: (B,) which block is visible: 0 top left, 1 top right, 2 bottom left, 3 bottom right.
-        decay, rotation: (2, C/2), per patch; row 0 is along x (:meth:`heatssl.heat.FirstOrder.generators`).
+        decay: (2, C/2), per patch; row 0 is along x (:meth:`heatssl.heat.FirstOrder.generators`).
+        rotation: (2, C/2), likewise.
 
     Returns:
         (B, C, 2h, 2w).
@@ -39,7 +40,8 @@ def fill_quarters_full(quarter: Tensor, corner: Tensor, step_x: Tensor, step_y: 
     Args:
         quarter: (B, C, h, w).
         corner: (B,) in ascending order, see :func:`fill_quarters_commuting`.
-        step_x, step_y: I + A and I + B, (C, C).
+        step_x: I + A, (C, C).
+        step_y: I + B, (C, C).
 
     Returns:
         (B, C, 2h, 2w).
