@@ -94,7 +94,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "steps": steps,
         "images_seen": steps * BATCH,
         **measured,
-        "hardware": hardware("cpu" if not torch.cuda.is_available() else "cuda"),
+        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "commit": commit(),
