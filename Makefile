@@ -1,14 +1,14 @@
 # Everything runs in .venv, made by the first command that needs it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint type bench bench-ops docs clean
+.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
 setup: $(VENV)/.installed-dev ## .venv with heatssl and the tools of its developers
 
@@ -29,13 +29,16 @@ lint: $(VENV)/.installed-dev ## ruff (rules and layout) and the direction of imp
 type: $(VENV)/.installed-dev ## mypy
 	$(RUN) mypy
 
-bench: $(VENV)/.installed-dev ## run every benchmark; results go to benchmarks/results
+bench: $(VENV)/.installed-dev ## run every benchmark, hours; results go to benchmarks/results
 	@set -e; for script in benchmarks/*.py; do \
 		[ -e "$$script" ] || { echo "benchmarks/ holds no script"; continue; }; \
 		echo "== $$script"; $(BIN)/python "$$script"; done
 
 bench-ops: $(VENV)/.installed-dev ## the fused operations beside plain torch and kornia, two threads: about 3 minutes
 	$(BIN)/python benchmarks/ops.py
+
+bench-objectives: $(VENV)/.installed-dev ## every objective for 10 minutes on the scenes, three seeds: about 6 hours
+	$(BIN)/python benchmarks/objectives.py
 
 docs: $(VENV)/.installed-dev ## check that links and shell blocks of README and docs fit the code
 	$(BIN)/python tools/check_docs.py
