@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from inspect import isabstract
 from typing import Any
 
 from torch import nn
@@ -72,4 +73,4 @@ def _defined_in(name: str) -> type[Objective] | None:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
     ]
-    return next((found for found in classes if found is not Objective), None)
+    return next((found for found in classes if found is not Objective and not isabstract(found)), None)

@@ -7,7 +7,7 @@ from heatssl import objectives
 from heatssl.backbones import create_backbone
 from heatssl.errors import UserError
 from heatssl.objectives.objective import channel_std, rankme
-from heatssl.objectives.qb_heat import CORNERS, corners_of_batch
+from heatssl.objectives.quarter import CORNERS, corners_of_batch
 from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}

@@ -1,0 +1,190 @@
+"""What QB-Heat and masked FINOLA share: one visible quarter is encoded, a law fills in the rest, a decoder paints it.
+
+    images -> backbone sees one quarter alone -> field -> law: all four quarters -> decoder -> pixels
+
+The block lies in one of the four corners. The loss is a mean squared error on hidden patches, normalised per patch
+as in MAE (2111.06377) or plain; the papers' texts could not be read that far.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatssl.backbones import encode_block, geometry
+from heatssl.heat import Propagator
+from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
+
+CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of the visible quarter
+
+
+class Quarter(Objective, ABC):
+    """Visible quarter -> encoder -> law -> decoder -> pixels.
+
+    Args:
+        backbone: a timm model.
+        image_size: pixels of the square images; the backbone's grid must have even sides.
+        law: from the field's channels and the quarter's rows and columns, in patches, to the law.
+        channels: width of the field that obeys the law; null: that of the backbone.
+        projector_depth: number of 1x1 convolutions between the backbone and the field.
+        decoder_width, decoder_depth: the decoder's channels and number of residual 3x3 blocks.
+        target: ``normalised`` patches or ``plain`` pixels.
+        visible_weight: weight of the visible quarter's reconstruction beside the hidden ones' (0: hidden only).
+
+    Raises:
+        UserError: when the patch grid cannot be quartered.
+        ValueError: on an unknown target.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: int,
+        law: Callable[[int, int, int], Propagator],
+        *,
+        channels: int | None,
+        projector_depth: int,
+        decoder_width: int,
+        decoder_depth: int,
+        target: Literal["normalised", "plain"],
+        visible_weight: float,
+    ) -> None:
+        super().__init__()
+        if target not in ("normalised", "plain"):
+            raise ValueError(f"target must be 'normalised' or 'plain', not {target!r}")
+        grid = geometry(backbone, image_size)
+        self.block = self.height, self.width = grid.quarter()
+        self.patch = grid.stride
+        self.target = target
+        self.visible_weight = visible_weight
+        self.backbone = backbone
+        channels = channels or grid.channels
+        self.to_field = projector(grid.channels, channels, projector_depth)
+        self.law = law(channels, self.height, self.width)
+        self.decoder = Decoder(channels, decoder_width, decoder_depth, outputs=3 * self.patch**2)
+
+    @abstractmethod
+    def extrapolate(self, quarter: Tensor, corner: Tensor) -> Tensor:
+        """Fill the other three quarters by the law: (B, C, h/2, w/2), (B,) sorted -> (B, C, h, w)."""
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Normalised images (B, 3, S, S) -> loss over hidden patches, logs, the extrapolated field (B, C, h, w)."""
+        corner = corners_of_batch(images)
+        quarter = self.encode(images, corner)
+        field = self.extrapolate(quarter, corner)
+        loss, logs = self.pixel_loss(self.decoder(field), images, corner)
+        return Outputs(loss, logs, field.detach())
+
+    def encode(self, images: Tensor, corner: Tensor) -> Tensor:
+        """Encode the visible quarter alone: (B, 3, S, S), (B,) -> (B, C, h/2, w/2)."""
+        rows, columns = (corner // 2) * self.height, (corner % 2) * self.width
+        return self.to_field(encode_block(self.backbone, images, rows, columns, self.height, self.width))
+
+    def pixel_loss(self, prediction: Tensor, images: Tensor, corner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error per patch, averaged over hidden patches (and weighted visible ones)."""
+        target = patchify(images, self.patch)
+        if self.target == "normalised":
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        error = (prediction - target).square().mean(dim=1)
+        visible = self.visible_mask(corner)
+        hidden_loss, visible_loss = error[~visible].mean(), error[visible].mean()
+        logs = {"loss/hidden": hidden_loss.detach(), "loss/visible": visible_loss.detach()}
+        loss = hidden_loss
+        if self.visible_weight:
+            loss = loss + self.visible_weight * visible_loss
+        return loss, logs
+
+    def visible_mask(self, corner: Tensor) -> Tensor:
+        """Which positions are visible: (B,) -> (B, h, w) bool."""
+        row = torch.arange(2 * self.height, device=corner.device) // self.height
+        column = torch.arange(2 * self.width, device=corner.device) // self.width
+        return (row[:, None] == corner[:, None, None] // 2) & (column == corner[:, None, None] % 2)
+
+    @torch.no_grad()
+    def health(self, outputs: Outputs) -> dict[str, float]:
+        """Collapse figures, and the law's residual on the whole field, relative to the field's mean square."""
+        field = outputs.field.float()
+        relative = self.law.residual(field).mean() / field.square().mean().clamp_min(1e-12)
+        return super().health(outputs) | {"health/law_residual": relative.item()}
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Objective.maps`; the residual of the extrapolated field shows the seams between quarters.
+
+        With a normalised target the decoder does not know a patch's mean and contrast; the true ones are put
+        back for viewing, as MAE's own figures do.
+        """
+        corner = corners_of_batch(images)
+        field = self.extrapolate(self.encode(images, corner), corner)
+        patches = self.decoder(field)
+        if self.target == "normalised":
+            mean, std = patch_statistics(patchify(images, self.patch))
+            patches = patches * std + mean
+        mask = self.visible_mask(corner)
+        pixels = mask.repeat_interleave(self.patch, dim=1).repeat_interleave(self.patch, dim=2)
+        return {
+            "visible": images * pixels[:, None],
+            "visible_mask": pixels,
+            "reconstruction": unpatchify(patches, self.patch),
+            "law_residual": self.law.residual(field),
+        }
+
+
+def fill_by_blocks(law: Propagator, quarter: Tensor, corner: Tensor) -> Tensor:
+    """Every other quarter is the visible one, moved by half a map: (B, C, h/2, w/2), (B,) sorted -> (B, C, h, w)."""
+    height, width = quarter.shape[2:]
+
+    def around(block: Tensor, row: int, column: int) -> Tensor:
+        moved = [[law.move(block, dx=(j - column) * width, dy=(i - row) * height) for j in (0, 1)] for i in (0, 1)]
+        return torch.cat([torch.cat(two, dim=3) for two in moved], dim=2)
+
+    basis = law.basis()
+    groups = by_corner(law.enter(quarter, basis), corner)
+    return law.leave(torch.cat([around(*group) for group in groups]), basis)
+
+
+def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
+    """Quarters of a batch that lie in the same corner, with its row and column: (B, C, h/2, w/2), (B,) sorted."""
+    groups = quarter.split(torch.bincount(corner, minlength=len(CORNERS)).tolist())
+    return [(group, *place) for group, place in zip(groups, CORNERS, strict=True)]
+
+
+def projector(inputs: int, channels: int, depth: int) -> nn.Sequential:
+    """Features to field, (B, inputs, h, w) -> (B, channels, h, w): ``depth`` 1x1 convolutions, GELU between.
+
+    With a depth above 1 the features that users keep need not be as linear in the pixels as the field must be.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(inputs, channels, kernel_size=1)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Conv2d(channels, channels, kernel_size=1)]
+    return nn.Sequential(*layers)
+
+
+class Decoder(nn.Module):
+    """Field (B, C, h, w) -> patches (B, outputs, h, w): 1x1, ``depth`` residual 3x3 blocks, 1x1."""
+
+    def __init__(self, channels: int, width: int, depth: int, outputs: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(channels, width, kernel_size=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(depth))
+        self.leave = nn.Conv2d(width, outputs, kernel_size=1)
+
+    def forward(self, field: Tensor) -> Tensor:
+        hidden = self.enter(field)
+        for block in self.blocks:
+            hidden = hidden + block(F.gelu(hidden))
+        return self.leave(F.gelu(hidden))
+
+
+def corners_of_batch(images: Tensor) -> Tensor:
+    """Corner of the visible quarter of each image (B,): the first fourth of the batch shows the top left, and so on.
+
+    Batches are shuffled, so each image meets every corner; sorted corners keep each propagation one product.
+    """
+    batch = images.shape[0]
+    return torch.arange(batch, device=images.device) * len(CORNERS) // batch
