@@ -1,7 +1,7 @@
 # Everything runs in .venv, made by the first command that needs it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives docs clean
+.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives bench-throughput docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,6 +39,9 @@ bench-ops: $(VENV)/.installed-dev ## the fused operations beside plain torch and
 
 bench-objectives: $(VENV)/.installed-dev ## every objective for 10 minutes on the scenes, three seeds: about 6 hours
 	$(BIN)/python benchmarks/objectives.py
+
+bench-throughput: $(VENV)/.installed-dev ## training steps of every objective at 224 px: about 20 minutes on two cores
+	$(BIN)/python benchmarks/throughput.py
 
 docs: $(VENV)/.installed-dev ## check that links and shell blocks of README and docs fit the code
 	$(BIN)/python tools/check_docs.py

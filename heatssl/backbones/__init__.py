@@ -7,6 +7,7 @@ from heatssl.backbones.encode import (
     encode_visible,
     feature_map,
     is_token_model,
+    patches_shown,
     pooled_features,
 )
 from heatssl.backbones.geometry import Geometry, geometry
@@ -23,5 +24,6 @@ __all__ = [
     "feature_map",
     "geometry",
     "is_token_model",
+    "patches_shown",
     "pooled_features",
 ]

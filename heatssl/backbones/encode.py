@@ -6,6 +6,9 @@ work: this file only decides which rows of them are used.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +18,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from heatssl.errors import UserError
+
+_now = SimpleNamespace(visible=None)  # what encode_visible is encoding
 
 Backbone = Any  # an nn.Module of timm: its patch_embed, blocks and norm are more than nn.Module declares
 
@@ -97,7 +102,8 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
         UserError: when the model is of another kind.
     """
     if _takes_visible(backbone):
-        return backbone.forward_features(images, visible=visible)
+        with _showing(visible):
+            return backbone.forward_features(images, visible=visible)
     if not isinstance(backbone, VisionTransformer | Eva):
         raise UserError(
             f"{type(backbone).__name__} cannot encode single patches: "
@@ -106,11 +112,26 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
     grid = tuple(side // patch for side, patch in zip(images.shape[2:], backbone.patch_embed.patch_size, strict=True))
     tokens = _embed_patches(backbone, images, visible)
     tokens = _add_positions(backbone, tokens, visible, grid)
-    if isinstance(backbone, Eva):
-        tokens = _eva_blocks(backbone, tokens, visible, grid)
-    else:
-        tokens = backbone.blocks(backbone.norm_pre(tokens))
+    with _showing(visible):
+        if isinstance(backbone, Eva):
+            tokens = _eva_blocks(backbone, tokens, visible, grid)
+        else:
+            tokens = backbone.blocks(backbone.norm_pre(tokens))
     return backbone.norm(tokens)[:, backbone.num_prefix_tokens :]
+
+
+def patches_shown() -> Tensor | None:
+    """For a hook on a layer: the (B, n) patches that :func:`encode_visible` is encoding, None where it is not."""
+    return _now.visible
+
+
+@contextmanager
+def _showing(visible: Tensor) -> Iterator[None]:
+    before, _now.visible = _now.visible, visible
+    try:
+        yield
+    finally:
+        _now.visible = before
 
 
 def is_token_model(backbone: Backbone) -> bool:

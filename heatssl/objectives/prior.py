@@ -3,6 +3,9 @@
 The loss of the objective gains weight * (mean over layers of the relative residual). Relative: the law's mean squared
 residual over the variance of the field, each channel about its mean over images and positions. So the weight means
 the same in every layer, and neither a shrinking field nor a large constant in it makes the residual small.
+
+An objective that shows scattered patches, such as MAE, leaves no field but its values at them. The hidden positions are
+then filled in as a body at rest would be (:func:`heatssl.heat.harmonic_weights`), and the law is asked of the whole.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl import heat
-from heatssl.backbones import as_field
+from heatssl.backbones import as_field, patches_shown
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives.objective import Objective, Outputs
 
@@ -120,7 +123,7 @@ class Prior(nn.Module):
         return watch
 
     def _field(self, backbone: Any, output: Tensor, images: Tensor) -> Tensor:
-        """What a layer returned as a field: tokens are those of whole images, or of the objective's block."""
+        """What a layer returned as a field: tokens are of whole images, of the objective's block, or scattered."""
         shown = [images]
         if self.block is not None and output.ndim == 3:
             rows, columns = (
@@ -130,10 +133,14 @@ class Prior(nn.Module):
         for part in shown:
             with contextlib.suppress(UserError):
                 return as_field(backbone, output, part)
-        raise UserError(
-            f"a layer returns {tuple(output.shape)}, tokens without a grid: "
-            "a prior needs an objective whose backbone sees whole images or one block of them; use prior=none here"
-        )
+        visible = patches_shown()
+        if visible is None:
+            raise UserError(
+                f"a layer returns {tuple(output.shape)}, tokens without a grid: a prior needs an objective whose "
+                "backbone sees whole images, one block of them, or patches through encode_visible; use prior=none here"
+            )
+        grid = [side // patch for side, patch in zip(images.shape[2:], backbone.patch_embed.patch_size, strict=True)]
+        return fill_in(output[:, int(getattr(backbone, "num_prefix_tokens", 0)) :], visible, (grid[0], grid[1]))
 
 
 def relative_residual(law: nn.Module, field: Tensor) -> Tensor:
@@ -144,6 +151,14 @@ def relative_residual(law: nn.Module, field: Tensor) -> Tensor:
     """
     spread = field - field.mean(dim=(0, 2, 3), keepdim=True)
     return law(field).mean() / spread.square().mean().clamp_min(1e-12)
+
+
+def fill_in(tokens: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (B, n, C) at visible patches (B, n), Laplace's equation everywhere else: a field (B, C, *grid)."""
+    everywhere = torch.arange(grid[0] * grid[1], device=tokens.device).expand(len(tokens), -1)
+    with torch.autocast(tokens.device.type, enabled=False):
+        weights = heat.harmonic_weights(visible, everywhere, grid, torch.ones(1, device=tokens.device))[:, 0]
+        return (weights @ tokens.float()).transpose(1, 2).unflatten(2, grid)
 
 
 def _layer(backbone: Any, layer: int | str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import yaml
 from torch import nn
 
 from heatssl import heat, objectives
-from heatssl.backbones import create_backbone, feature_map, pooled_features
+from heatssl.backbones import create_backbone, feature_map, patches_shown, pooled_features
 from heatssl.config_folder import config_folder, options
 from heatssl.errors import UserError
 from heatssl.objectives import Objective, Outputs, attach_prior
@@ -80,6 +80,30 @@ def test_qb_heat_is_watched_on_its_visible_quarter():
     assert set(objective.maps(torch.randn(4, 3, 64, 64))) >= {"visible", "law_residual"}
 
 
+@pytest.mark.parametrize("name", PRIORS)
+def test_scattered_patches_are_boundary_conditions(name):
+    """Under MAE a layer's values are held where patches are visible, and each hidden one is its neighbours' mean."""
+    objective = objectives.create(
+        {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}, vit(64), 64
+    )
+    attach_prior(objective, settings(name, weight=0.5, layers=[1]))
+    tokens, shown, fields = [], [], []
+    objective.backbone.blocks[1].register_forward_hook(lambda _m, _i, output: tokens.append(output[:, 1:]))
+    objective.backbone.blocks[1].register_forward_hook(lambda *_: shown.append(patches_shown()))
+    objective.prior.laws[0].register_forward_pre_hook(lambda _law, inputs: fields.append(inputs[0]))
+    outputs = objective(torch.randn(2, 3, 64, 64))
+    (field,), (values,), (visible,) = fields, tokens, shown
+    assert field.shape == (2, 48, 8, 8)
+    held = torch.take_along_dim(field.flatten(2).transpose(1, 2), visible[..., None], dim=1)
+    assert torch.allclose(held, values, atol=1e-5)
+    hidden = torch.ones(2, 64, dtype=torch.bool).scatter(1, visible, False).unflatten(1, (8, 8))
+    kinks = heat.laplacian(field, boundary="replicate").abs().amax(dim=1)
+    assert kinks[hidden].max() < 1e-4 < 0.1 < kinks[~hidden].mean()
+    outputs.loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.prior.parameters())
+    assert patches_shown() is None
+
+
 @pytest.mark.parametrize(("name", "layer"), [("test_resnet", "layer3"), ("test_convnext", "stages.1")])
 def test_convolutional_backbones(name, layer):
     torch.manual_seed(0)
@@ -101,16 +125,23 @@ def test_neither_shrinking_nor_a_large_constant_lowers_the_residual(name):
     assert relative_residual(law, torch.ones(2, 6, 5, 5)).isfinite()
 
 
-def test_following_the_prior_makes_a_layer_obey():
-    objective = Supervised(vit(), 48).eval()
+@pytest.mark.parametrize("kind", ["supervised", "mae"])
+def test_following_the_prior_makes_a_layer_obey(kind):
+    decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+    objective = (
+        Supervised(vit(), 48) if kind == "supervised" else objectives.create({"name": "mae"} | decoder, vit(), 32)
+    )
+    objective.eval()
     attach_prior(objective, settings("laplace", weight=1.0))
     images = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(1)  # MAE's mask
     before = objective(images)
     before.loss.backward()
     with torch.no_grad():
         for parameter in objective.backbone.parameters():
             if parameter.grad is not None:
                 parameter.sub_(1e-2 * parameter.grad)
+    torch.manual_seed(1)
     assert objective(images).logs["prior/blocks.2"] < before.logs["prior/blocks.2"]
 
 
@@ -181,3 +212,22 @@ def test_the_yaml_of_a_prior_is_the_signature_of_its_law(name):
     law = getattr(heat, "".join(part.capitalize() for part in name.split("_")))
     parameters = inspect.signature(law.__init__).parameters.values()
     assert given == {p.name: p.default for p in parameters if p.name not in ("self", "channels")}
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_is_watched_as_well():
+    from heatssl.training.compiling import compile_parts
+
+    objective = objectives.create(
+        {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}, vit(), 32
+    )
+    attach_prior(objective, settings("first_order", weight=0.5))
+    images = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(1)
+    expected = objective(images)
+    compile_parts(objective.backbone)
+    torch.manual_seed(1)
+    outputs = objective(images)
+    assert outputs.logs["prior/blocks.2"].item() == pytest.approx(expected.logs["prior/blocks.2"].item(), rel=1e-3)
+    outputs.loss.backward()
+    assert all(p.grad is not None for p in objective.prior.parameters())
