@@ -112,10 +112,10 @@ def transport() -> Example:
     positions = heat.coordinates(everywhere(), SIDE)
     rest = torch.randn(1, 1, 16).expand(-1, SIDE**2, -1)
     turning = law.from_rest(rest, positions)
-    fields = [
+    before, after = (
         values.transpose(1, 2).unflatten(2, (SIDE, SIDE)) for values in (turning, law.to_rest(turning, positions))
-    ]
-    return Example(*fields, heat.Copy(16).residual, ("obeys the law", "in its frame of rest"))
+    )
+    return Example(before, after, heat.Copy(16).residual, ("obeys the law", "in its frame of rest"))
 
 
 def noise(channels: int) -> Tensor:
