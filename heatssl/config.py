@@ -38,10 +38,10 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, counted in steps."""
+    """AdamW, or another of timm's, with linear warm-up and cosine decay, counted in steps."""
 
     # changes the result
-    name: str = "adamw"  # any name of timm.optim
+    name: str = "adamw"  # any name of timm.optim; muon: Muon on linear layers, AdamW on the rest
     learning_rate: float = 1.0e-3  # peak, for the batch size in use: never rescaled behind your back
     final_learning_rate: float = 1.0e-5
     weight_decay: float = 0.05
@@ -86,6 +86,7 @@ class PretrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0
     # bookkeeping
+    expected: str | None = None  # recorded runs to hold this one against: a file of configs/recorded_runs
     output: str = "runs/pretrain"
     resume: str = "auto"  # auto: go on where output stopped; never: refuse an output that holds a run
 
@@ -155,6 +156,7 @@ SCHEMAS: dict[str, type] = {
 # Keys of PretrainConfig in which a run may differ from the one it continues.
 KEEPS_RESULT = frozenset(
     {
+        "expected",
         "output",
         "resume",
         "data.workers",

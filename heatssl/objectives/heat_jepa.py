@@ -2,9 +2,9 @@
 
 QB-Heat (arXiv 2211.13228) extrapolates a quarter's features to pixels. Here they are extrapolated to features, as in
 JEPA (I-JEPA, arXiv 2301.08243): the four quarters of an image are encoded in one pass, each without the others and in
-colours of its own; the commuting law z_x = A z, z_y = B z takes every position into the law's frame of rest, where a
-field that obeys it is constant; there the quarters of one image must agree. No pixel is painted, there is no decoder
-and no predictor, and every patch of the image is encoded exactly once.
+colours of its own, and of each only a random half of its patches; the commuting law z_x = A z, z_y = B z takes every
+position into the law's frame of rest, where a field that obeys it is constant; there the quarters of one image must
+agree. No pixel is painted, there is no decoder and no predictor, and no patch is encoded twice.
 
 A constant field agrees with itself, so something must forbid it. Three ways:
 
@@ -41,6 +41,7 @@ class HeatJEPA(Objective):
         backbone: a timm transformer that encodes single patches.
         image_size: pixels of the square images; the backbone's grid must have even sides.
         against_collapse: ``contrast``, ``isotropy`` or ``teacher``.
+        visible_ratio: share of each quarter's patches that is encoded, drawn anew for each image.
         transport: whether the law turns the field; without, features themselves must agree: the control.
         channels: width of the field; null: that of the backbone.
         temperature: divides the cosines (contrast).
@@ -59,6 +60,7 @@ class HeatJEPA(Objective):
         image_size: int,
         *,
         against_collapse: AgainstCollapse = "contrast",
+        visible_ratio: float = 0.5,
         transport: bool = True,
         channels: int | None = None,
         temperature: float = 0.2,
@@ -80,7 +82,13 @@ class HeatJEPA(Objective):
         if temperature <= 0 or not 0 < isotropy_weight < 1 or not 0 <= momentum < 1:
             raise ValueError("temperature must be positive, isotropy_weight and momentum between 0 and 1")
         grid = geometry(backbone, image_size)
-        self.block = self.height, self.width = grid.quarter()
+        self.height, self.width = grid.quarter()
+        self.visible = round(visible_ratio * self.height * self.width)
+        if not 0 < self.visible <= self.height * self.width:
+            raise ValueError(
+                f"visible_ratio={visible_ratio} shows {self.visible} of the {self.height * self.width} patches of a "
+                "quarter: choose more than 0, at most 1"
+            )
         self.grid = (grid.rows, grid.columns)
         self.patch = grid.stride
         self.against_collapse = against_collapse
@@ -96,8 +104,8 @@ class HeatJEPA(Objective):
             self.predict = nn.Linear(channels, grid.channels)
 
     def forward(self, images: Tensor) -> Outputs:
-        """Normalised images (B, 3, S, S) -> loss, how well quarters agree, the fields (4 B, C, h/2, w/2)."""
-        visible = self.quarters(len(images), images.device)
+        """Normalised images (B, 3, S, S) -> loss, how well quarters agree, the visible field (4 B, C, n, 1)."""
+        visible = self.some_of(self.quarters(len(images), images.device))
         values = self.encode(self.recoloured(images), visible)
         at_rest = self.to_rest(values, visible).mean(dim=1).unflatten(0, (4, -1))  # 4 B C: what each quarter says
         logs = {"similarity/quarters": agreement(at_rest).detach()}
@@ -109,13 +117,19 @@ class HeatJEPA(Objective):
             logs |= {"loss/distance": distance.detach(), "loss/isotropy": isotropy.detach()}
         else:
             loss = self.distance_to_teacher(images, at_rest)
-        field = values.detach().transpose(1, 2).unflatten(2, (self.height, self.width))
-        return Outputs(loss, logs, field)
+        return Outputs(loss, logs, values.detach().transpose(1, 2)[..., None])
 
     def quarters(self, batch: int, device: torch.device) -> Tensor:
         """Row-major indices of the four quarters' patches (4 B, n): quarter k of image i is row k B + i."""
         index = torch.arange(self.grid[0] * self.grid[1], device=device).view(2, self.height, 2, self.width)
         return index.transpose(1, 2).reshape(4, -1).repeat_interleave(batch, dim=0)
+
+    def some_of(self, quarters: Tensor) -> Tensor:
+        """A random choice of each quarter's patches: (4 B, h w / 4) -> (4 B, n)."""
+        if self.visible == quarters.shape[1]:
+            return quarters
+        order = torch.rand(quarters.shape, device=quarters.device).argsort(dim=1)
+        return quarters.gather(1, order[:, : self.visible])
 
     def recoloured(self, images: Tensor) -> Tensor:
         """Each quarter in colours of its own: (B, 3, S, S) -> same."""

@@ -28,13 +28,15 @@ class Series:
     note: str = ""  # one line under the title: what a good curve does
     smooth: bool = False  # draw the running mean over the faint raw line
     from_zero: bool = False  # the axis must show zero
+    band: Sequence[tuple[float, float, float]] = ()  # step, lowest and highest that were to be expected
 
 
 def line_chart(series: Series) -> Markup:
     """One series as ``<svg class="chart">``; a single point becomes a dot."""
     steps, values = thin(series.steps, [value * series.scale for value in series.values])
     x_ticks = ticks(steps[0], steps[-1], 4)
-    low, high = min(values), max(values)
+    band = [(step, low * series.scale, high * series.scale) for step, low, high in series.band if step <= steps[-1]]
+    low, high = min([*values, *(row[1] for row in band)]), max([*values, *(row[2] for row in band)])
     y_ticks = ticks(min(low, 0.0) if series.from_zero else low, high, 5)
     x_low, x_high = steps[0], max(steps[-1], steps[0] + 1e-9)
     y_low, y_high = min(y_ticks[0], low), max(y_ticks[-1], high)
@@ -47,6 +49,9 @@ def line_chart(series: Series) -> Markup:
 
     points = [(round(x(step), 1), round(y(value), 1)) for step, value in zip(steps, values, strict=True)]
     parts = [_axes(x_ticks, y_ticks, x, y)]
+    if len(band) > 1:
+        edge = [(step, low) for step, low, _ in band] + [(step, high) for step, _, high in reversed(band)]
+        parts.append(_path([(round(x(step), 1), round(y(value), 1)) for step, value in edge], "band"))
     if series.smooth and len(values) >= 20:
         mean = [(px, round(y(value), 1)) for (px, _), value in zip(points, running_mean(values), strict=True)]
         parts += [_path(points, "raw"), _path(mean, "line")]

@@ -7,7 +7,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from heatssl.config_file import load_config
 from heatssl.errors import UserError, permission_errors
+from heatssl.expected import Expected, expected_of
 from heatssl.report.charts import Series, line_chart, value_label
 from heatssl.report.numbers import Comparison, compare, percent, signed, verdict
 from heatssl.report.pictures import heatmap_groups, scenes, story
@@ -84,7 +86,7 @@ def render(run: RunFolder) -> str:
     )
     environment.filters |= {"percent": percent, "signed": signed, "thousands": thousands}
     comparisons = compare(run.results)
-    main, more = curves(run.metrics)
+    main, more = curves(run.metrics, _expected(run))
     pictures, residual_range = scenes(run.pictures)
     heading, explanation = story(run.pictures)
     objective = run.config.get("objective")
@@ -109,6 +111,14 @@ def render(run: RunFolder) -> str:
     )
 
 
+def _expected(run: RunFolder) -> Expected | None:
+    """Bands of recorded runs, where the run's settings are theirs; a broken config has a remark of its own."""
+    try:
+        return expected_of(load_config(run.path / "config.yaml"))
+    except UserError:
+        return None
+
+
 def reproduce(run: RunFolder) -> str:
     """Shell lines that make the run again, in a folder beside it, as a finished run stays as it is."""
     if not run.config:
@@ -124,23 +134,26 @@ def lacking(comparisons: list[Comparison]) -> list[str]:
     return [command for metric, command in (("linear", "probe"), ("knn", "knn")) if metric not in present]
 
 
-def curves(metrics: list[dict[str, float]]) -> tuple[list[Curve], list[Curve]]:
-    """The main curves, and one for every other key that was logged."""
+def curves(metrics: list[dict[str, float]], expected: Expected | None) -> tuple[list[Curve], list[Curve]]:
+    """The main curves, with what was to be expected of them, and one for every other key that was logged."""
     keys = sorted({key for row in metrics for key in row} - NOT_CURVES)
     others = [key for key in keys if key not in MAIN_CURVES]
-    return [_curve(metrics, key) for key in MAIN_CURVES if key in keys], [_curve(metrics, key) for key in others]
+    main = [_curve(metrics, key, expected) for key in MAIN_CURVES if key in keys]
+    return main, [_curve(metrics, key, None) for key in others]
 
 
-def _curve(metrics: list[dict[str, float]], key: str) -> Curve:
+def _curve(metrics: list[dict[str, float]], key: str, expected: Expected | None) -> Curve:
     measured = [(row["step"], row[key]) for row in metrics if key in row]
     settings = MAIN_CURVES.get(key, {"title": key})
     series = Series(
         steps=[step for step, _ in measured],
         values=[value for _, value in measured],
+        band=expected.line(key) if expected is not None else (),
         **{"unit": "", **settings},
     )
     last = value_label(series.values[-1] * series.scale) + (f"\u00a0{series.unit}" if series.unit else "")
-    return Curve(series.title, series.note, last, line_chart(series))
+    note = f"{series.note}; shaded: recorded runs of this recipe" if series.band else series.note
+    return Curve(series.title, note, last, line_chart(series))
 
 
 def facts(run: RunFolder) -> list[tuple[str, str]]:

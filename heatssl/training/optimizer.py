@@ -10,6 +10,11 @@ from heatssl.config import OptimizerConfig
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives import Objective
 
+# Muon's step is a matrix of equal singular values (Jordan et al. 2024, kellerjordan.github.io/posts/muon), which means
+# something for the weights of linear layers only; everything else gets AdamW's. timm scales it so that a learning rate
+# that suits AdamW suits it, too (Moonlight, arXiv 2502.16982).
+HYBRID: dict[str, dict[str, Any]] = {name: {"momentum": 0.95, "nesterov": True} for name in ("muon", "adamuon")}
+
 
 class Decay(NamedTuple):
     """How many parameters (numbers, not tensors) are pulled towards zero, and how many are not."""
@@ -22,7 +27,8 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
     """Build the optimiser of all parameters of an objective that want a gradient.
 
     Vectors (biases, scales of norms, a diagonal law) are never decayed, nor is what the backbone itself
-    exempts, such as position embeddings.
+    exempts, such as position embeddings. ``muon`` and ``adamuon`` act on the weights of linear layers; position tables,
+    tokens, convolutions, vectors and the matrices of laws are AdamW's.
 
     Raises:
         UserError: on a name that timm does not know.
@@ -33,9 +39,11 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
     exempt = {f"backbone.{name}" for name in getattr(objective.backbone, "no_weight_decay", set)()}
 
     def groups(model: nn.Module) -> list[dict[str, object]]:
-        return timm.optim.param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
+        by_decay = timm.optim.param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
+        return split_off_fallback(by_decay, model) if config.name in HYBRID else by_decay
 
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    settings |= HYBRID.get(config.name, {})
     if timm.optim.get_optimizer_info(config.name).has_betas:
         settings["betas"] = tuple(config.betas)
     optimizer = timm.optim.create_optimizer_v2(objective, opt=config.name, param_group_fn=groups, **settings)
@@ -45,3 +53,14 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
         decayed=sum(size for size, decays in zip(sizes, decayed, strict=True) if decays),
         free=sum(size for size, decays in zip(sizes, decayed, strict=True) if not decays),
     )
+
+
+def split_off_fallback(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """The same groups, those parameters apart that are no weight of a linear layer: ``use_fallback``, timm's mark."""
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    parts = [
+        {**group, "params": [p for p in group["params"] if (id(p) in linear) != fallback], "use_fallback": fallback}
+        for group in groups
+        for fallback in (False, True)
+    ]
+    return [part for part in parts if part["params"]]

@@ -22,6 +22,7 @@ from heatssl.backbones import create_backbone
 from heatssl.config import PretrainConfig
 from heatssl.data import ImageData, open_split, train_loader
 from heatssl.errors import UserError, permission_errors
+from heatssl.expected import Expected, expected_of
 from heatssl.export import save_backbone, write_atomically
 from heatssl.training.checkpoint import (
     AtomicCheckpointIO,
@@ -148,8 +149,9 @@ def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume
     knn = OnlineKnn(train, config, metrics) if settings.knn_every else None
     stop = StopRequest()
     saving = Checkpoints(config, metrics, knn, stop)
+    expected = expected_of(config)
     # In this order they note, write, show and save.
-    callbacks = [Clock(loader), Health(metrics), knn, metrics, Progress(metrics), saving]
+    callbacks = [Clock(loader), Health(metrics), knn, metrics, Progress(metrics, expected), saving]
     with quiet_lightning():
         trainer = create_trainer(config, [callback for callback in callbacks if callback is not None])
         if trainer.world_size > 1:
@@ -158,6 +160,8 @@ def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume
             claim_folder(config)
             remove_half_written(Path(config.output))
             print(_opening(config, train, module, resume), flush=True)
+            if config.expected is not None:
+                print(_expectation(config, expected), flush=True)
         trainer.fit(module, loader, ckpt_path=str(resume.path) if resume else None)
     if trainer.global_step < settings.steps:
         number = stop.signal or signal.SIGTERM
@@ -224,6 +228,12 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _expectation(config: PretrainConfig, expected: Expected | None) -> str:
+    if expected is None:
+        return f"these settings are not those of the recorded runs of {config.expected}: no bands to compare with"
+    return f"in brackets: what {expected.runs} recorded runs of {config.expected} lead one to expect at that step"
 
 
 def _opening(config: PretrainConfig, train: ImageData, module: PretrainModule, resume: ResumePoint | None) -> str:

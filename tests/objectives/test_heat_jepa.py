@@ -38,6 +38,20 @@ def test_no_quarter_sees_another():
     assert not torch.equal(before[6:], after[6:])
 
 
+@pytest.mark.parametrize(("ratio", "visible"), [(1.0, 4), (0.5, 2), (0.25, 1)])
+def test_of_each_quarter_a_random_choice_is_encoded(ratio, visible):
+    objective = tiny(visible_ratio=ratio)
+    quarters = objective.quarters(64, torch.device("cpu"))
+    chosen = objective.some_of(quarters)
+    assert chosen.shape == (256, visible)
+    assert all(
+        len(set(row)) == visible and set(row) <= set(all_of_it)
+        for row, all_of_it in zip(chosen.tolist(), quarters.tolist(), strict=True)
+    )
+    assert set(chosen.flatten().tolist()) == set(range(16)), "every patch has its turn"
+    assert objective(torch.randn(4, 3, 32, 32)).field.shape == (16, 48, visible, 1)
+
+
 def test_each_quarter_gets_colours_of_its_own_and_stays_in_its_place():
     objective = tiny(colour_jitter=0.0, grey=0.5)
     torch.manual_seed(1)
@@ -156,6 +170,8 @@ def test_the_residual_shows_where_an_image_differs_from_the_rest_of_it():
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"momentum": 1.0}, "momentum"),
         ({"grey": 2.0}, "grey"),
+        ({"visible_ratio": 0.0}, "visible_ratio=0.0 shows 0"),
+        ({"visible_ratio": 1.5}, "at most 1"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

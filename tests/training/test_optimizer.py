@@ -1,0 +1,61 @@
+"""Which parameters an optimiser moves, and how."""
+
+import pytest
+import torch
+from torch import nn
+
+from heatssl import objectives
+from heatssl.backbones import create_backbone
+from heatssl.config import OptimizerConfig
+from heatssl.errors import UserError
+from heatssl.training.optimizer import create_optimizer
+
+TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+
+
+def stepped(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """An objective and the change of each parameter by the first step."""
+    torch.manual_seed(0)
+    objective = objectives.create({"name": "heat_jepa"}, create_backbone("vit_tiny_patch16_224", 32, **TINY), 32)
+    optimizer, _ = create_optimizer(objective, OptimizerConfig(name=name, learning_rate=0.01, weight_decay=0.0))
+    before = {key: value.detach().clone() for key, value in objective.named_parameters()}
+    objective(torch.randn(8, 3, 32, 32)).loss.backward()
+    optimizer.step()
+    return objective, {key: (value - before[key]).detach() for key, value in objective.named_parameters()}
+
+
+def test_muon_moves_linear_layers_alike_in_all_directions_and_leaves_the_rest_to_adamw() -> None:
+    _, by_adamw = stepped("adamw")
+    objective, by_muon = stepped("muon")
+    linear = {f"{name}.weight" for name, module in objective.named_modules() if isinstance(module, nn.Linear)}
+    assert "backbone.blocks.0.mlp.fc1.weight" in linear
+    assert "to_field.weight" in linear
+    for name, change in by_muon.items():
+        if name not in linear:
+            # Not to the digit: timm adds other small numbers under the root. The step of Muon has a cosine of 0.8.
+            assert torch.cosine_similarity(change.flatten(), by_adamw[name].flatten(), dim=0) > 0.98, name
+            continue
+        values = torch.linalg.svdvals(change)
+        assert values[0] < 3 * values[len(values) // 2], f"{name}: Newton and Schulz's steps make singular values alike"
+        # As long, per weight, as a step of AdamW would be: timm's scale, 0.2 of the learning rate.
+        assert change.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.4), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_vectors_and_tables_are_not_decayed(name: str) -> None:
+    torch.manual_seed(0)
+    objective = objectives.create({"name": "mae"}, create_backbone("vit_tiny_patch16_224", 32, **TINY), 32)
+    optimizer, decay = create_optimizer(objective, OptimizerConfig(name=name, weight_decay=0.1))
+    free = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    every = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    wanted = {id(p): p for p in objective.parameters() if p.requires_grad}
+    assert sorted(every) == sorted(wanted), "each parameter once"
+    assert {key for key, p in wanted.items() if p.ndim < 2} < free
+    assert id(objective.backbone.pos_embed) in free
+    assert decay.decayed + decay.free == sum(p.numel() for p in wanted.values())
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    objective = objectives.create({"name": "qb_heat"}, create_backbone("vit_tiny_patch16_224", 32, **TINY), 32)
+    with pytest.raises(UserError, match="adamw"):
+        create_optimizer(objective, OptimizerConfig(name="adamww"))
