@@ -36,7 +36,7 @@ ENCODER = [
     "backbone=vit_tiny_patch16_224",
     "backbone_arguments={patch_size: 8, embed_dim: 128, depth: 4, num_heads: 4}",
 ]
-RECIPE = ["optimizer.learning_rate=2e-3", "optimizer.warmup_steps=50"]  # the same for all: not tuned for each
+RECIPE = ["optimizer.name=muon", "optimizer.learning_rate=8e-3", "optimizer.warmup_steps=50"]  # the same for all
 LIGHT = ["objective.decoder_width=128", "objective.decoder_heads=4"]
 OBJECTIVES: dict[str, list[str]] = {
     "heat_jepa": ["objective=heat_jepa"],
@@ -114,7 +114,13 @@ def data_settings(arguments: argparse.Namespace) -> list[str]:
     held_out = 0 if arguments.final else HELD_OUT
     if arguments.data == "shapes":
         return ["data=shapes", "data.crop_scale=[0.6,1.0]", f"data.held_out={held_out}"]
-    return ["data=tar", f"data.root={arguments.root}", "data.image_size=64", f"data.held_out={held_out}"]
+    return [
+        "data=tar",
+        f"data.root={arguments.root}",
+        "data.image_size=64",
+        "data.crop_scale=[0.2,1.0]",
+        f"data.held_out={held_out}",
+    ]
 
 
 def pretrain(settings: list[str], steps: int, folder: Path) -> dict[str, Any]:

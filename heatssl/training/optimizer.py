@@ -11,9 +11,12 @@ from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives import Objective
 
 # Muon's step is a matrix of equal singular values (Jordan et al. 2024, kellerjordan.github.io/posts/muon), which means
-# something for the weights of linear layers only; everything else gets AdamW's. timm scales it so that a learning rate
-# that suits AdamW suits it, too (Moonlight, arXiv 2502.16982).
-HYBRID: dict[str, dict[str, Any]] = {name: {"momentum": 0.95, "nesterov": True} for name in ("muon", "adamuon")}
+# something for the weights of linear layers only; everything else gets AdamW's. timm makes it as long as AdamW's is on
+# the whole (Moonlight, arXiv 2502.16982); in our trials matrices liked four times that (docs/recipe.md), so
+# optimizer.learning_rate is four times AdamW's, and what AdamW moves gets a quarter of it.
+HYBRID: dict[str, dict[str, Any]] = {
+    name: {"momentum": 0.95, "nesterov": True, "fallback_lr_scale": 0.25} for name in ("muon", "adamuon")
+}
 
 
 class Decay(NamedTuple):
