@@ -2,7 +2,7 @@
 
 QB-Heat (arXiv 2211.13228) extrapolates a quarter's features to pixels. Here they are extrapolated to features, as in
 JEPA (I-JEPA, arXiv 2301.08243): the four quarters of an image are encoded in one pass, each without the others and in
-colours of its own, and of each only a random half of its patches; the commuting law z_x = A z, z_y = B z takes every
+colours of its own, and of each only a random part of its patches; the commuting law z_x = A z, z_y = B z takes every
 position into the law's frame of rest, where a field that obeys it is constant; there the quarters of one image must
 agree. No pixel is painted, there is no decoder and no predictor, and no patch is encoded twice.
 
@@ -60,7 +60,7 @@ class HeatJEPA(Objective):
         image_size: int,
         *,
         against_collapse: AgainstCollapse = "contrast",
-        visible_ratio: float = 0.5,
+        visible_ratio: float = 0.375,
         transport: bool = True,
         channels: int | None = None,
         temperature: float = 0.2,

@@ -48,7 +48,9 @@ def tiny_config(output: Path, **settings: Any) -> PretrainConfig:
         )
         (parts[part] if part else rest)[key] = value
     made = {name: schema(**parts[name]) for name, schema in schemas.items()}
-    return PretrainConfig(**{"backbone_arguments": dict(TINY), "output": str(output), **made, **rest})
+    return PretrainConfig(
+        **{"objective": {"name": "qb_heat"}, "backbone_arguments": dict(TINY), "output": str(output), **made, **rest}
+    )
 
 
 @pytest.fixture

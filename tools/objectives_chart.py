@@ -1,0 +1,68 @@
+"""Accuracy against time for every objective, for docs/recipe.md: python tools/objectives_chart.py [DESTINATION].
+
+Left, from benchmarks/results/trials.jsonl: kNN on the way and at the end of trials of equal length and optimiser.
+Right, from benchmarks/results/objectives.jsonl: linear probe over kNN of Benchmark A, where it has rows.
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+FRACTIONS = (0.125, 0.25, 0.5)  # of a trial, at which kNN was looked at on the way
+TRIALS = {"core_seconds": 300.0, "optimizer": "muon", "muon_rate": 0.01}
+SHOWN = {  # trials by what they were, with the name in the chart
+    "heat_jepa, visible_ratio=0.5": "heat_jepa",
+    "heat_jepa, visible_ratio=0.5, no law": "heat_jepa, no law",
+    "heat_completion": "heat_completion",
+    "mae, decoder of 1 block, 128 wide": "mae, light decoder",
+    "simclr": "simclr",
+}
+
+
+def on_the_way(axis: Axes) -> None:
+    """Online kNN over the processor's seconds, one line for each objective."""
+    for row in rows("trials.jsonl"):
+        if row["what"] in SHOWN and all(row[key] == value for key, value in TRIALS.items()):
+            seconds = [fraction * row["core_seconds"] for fraction in (*FRACTIONS, 1.0)]
+            accuracy = [knn for _, knn in row["knn_on_the_way"]] + [row["knn"]]
+            axis.plot(seconds, accuracy, marker=".", label=SHOWN[row["what"]])
+    axis.set(title="kNN on the way, one seed each", xlabel="seconds of one core", ylabel="%")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def at_the_end(axis: Axes) -> None:
+    """Linear probe over kNN, one point for each objective."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows("objectives.jsonl"):
+        if row["data"] == "imagenette" and row["minutes"] == 10:
+            groups.setdefault((row["objective"], row["split"]), []).append(row)
+    for (objective, _), group in groups.items():
+        knn, linear = (100 * mean(row[key] for row in group) for key in ("knn", "linear"))
+        axis.plot(knn, linear, "o", label=f"{objective} ({len(group)} seed{'s' if len(group) > 1 else ''})")
+    axis.set(title="Benchmark A: 10 minutes of two cores", xlabel="kNN, %", ylabel="linear probe, %")
+    if groups:
+        axis.legend(fontsize=7, frameon=False)
+
+
+def rows(file: str) -> list[dict[str, Any]]:
+    path = RESULTS / file
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+if __name__ == "__main__":
+    destination = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/objectives.png")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), dpi=100, layout="constrained")
+    on_the_way(left)
+    at_the_end(right)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(destination, metadata={"Software": None})
