@@ -40,7 +40,7 @@ bench-ops: $(VENV)/.installed-dev ## the fused operations beside plain torch and
 bench-objectives: $(VENV)/.installed-dev ## every objective for 10 minutes on the scenes, three seeds: about 6 hours
 	$(BIN)/python benchmarks/objectives.py
 
-bench-throughput: $(VENV)/.installed-dev ## training steps of every objective at 224 px: about 20 minutes on two cores
+bench-throughput: $(VENV)/.installed-dev ## training steps of every objective at 224 px: about 20 minutes on a CPU
 	$(BIN)/python benchmarks/throughput.py
 
 docs: $(VENV)/.installed-dev ## check that links and shell blocks of README and docs fit the code

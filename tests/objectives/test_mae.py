@@ -138,3 +138,24 @@ def test_it_learns_to_paint_with_the_colour_of_what_it_sees():
 def test_bad_settings_name_the_fix(settings, fix):
     with pytest.raises(UserError, match=fix):
         tiny(**settings)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_decoder_is_lightlys_on_the_same_weights(depth):
+    """Mask tokens in their places, positions added, blocks, norm: as lightly's decoder does it for whole images."""
+    modules = pytest.importorskip("lightly.models.modules")
+    objective = tiny(decoder_depth=depth).eval()
+    theirs = modules.MaskedVisionTransformerDecoderTIMM(
+        16, 32, depth, 4, num_prefix_tokens=0, norm_layer=torch.nn.LayerNorm
+    ).eval()
+    theirs.blocks.load_state_dict(objective.blocks[:-1].state_dict())
+    theirs.norm.load_state_dict(objective.blocks[-1].state_dict())
+    theirs.mask_token.data.copy_(objective.mask_token)
+    theirs.pos_embed.data.copy_(objective.positions)
+    visible, hidden = objective.split(torch.zeros(5, 3, 32, 32))
+    features = torch.randn(5, 4, 48)
+    known = objective.enter(features)
+    whole = torch.randn(5, 16, 32).scatter(1, visible[..., None].expand_as(known), known)
+    decoded = torch.take_along_dim(theirs(whole, idx_mask=hidden), hidden[..., None], dim=1)
+    found = objective.decode(features, visible, hidden)
+    torch.testing.assert_close(found, objective.leave(decoded), rtol=1e-4, atol=1e-4)
