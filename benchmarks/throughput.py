@@ -4,9 +4,9 @@ python benchmarks/throughput.py                                                 
 python benchmarks/throughput.py --backbones vit_base_patch16_224 --batch 256 --device cuda
 
 A step is a forward and a backward pass on random images that lie on the device already; no optimizer, no data. On a
-CPU one thread works and its own time is counted, so that a busy machine changes little; repetitions are interleaved. Operations are those of the matrix
-products and convolutions of one forward pass, two a multiply-add. Ratios are to MAE as its paper has it. Results go to
-benchmarks/results/throughput/<hardware>.json.
+CPU one thread works and its own time is counted, so that a busy machine changes little; repetitions are interleaved.
+Operations are those of the matrix products and convolutions of one forward pass, two a multiply-add. Ratios are to
+MAE as its paper has it. Results go to benchmarks/results/throughput/<hardware>.json.
 """
 
 import argparse
