@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from heatssl.objectives.heat_jepa import contrast_of_parts
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.processes import gather, sum_over_processes, world_size
 from heatssl.objectives.projector import BatchNorm, embedding_head
 from heatssl.objectives.simclr import nt_xent
+
+LOSSES = {
+    "nt_xent": lambda embeddings: nt_xent(*embeddings, 0.2),
+    "contrast_of_parts": lambda embeddings: contrast_of_parts(embeddings, 0.2),
+    "sigreg": lambda embeddings: sigreg(embeddings, 16),
+}
 
 # The second process has fewer images than the first: unreadable ones are left out of a batch.
 SCRIPT = """
@@ -19,9 +26,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from heatssl.objectives.heat_jepa import contrast_of_parts
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.projector import embedding_head
 from heatssl.objectives.simclr import nt_xent
+
+LOSSES = {
+    "nt_xent": lambda embeddings: nt_xent(*embeddings, 0.2),
+    "contrast_of_parts": lambda embeddings: contrast_of_parts(embeddings, 0.2),
+    "sigreg": lambda embeddings: sigreg(embeddings, 16),
+}
 
 
 def work(rank, folder):
@@ -30,13 +44,13 @@ def work(rank, folder):
     given = torch.load(f"{folder}/given.pt")
     part = slice(0, 5) if rank == 0 else slice(5, 8)
     found = {}
-    for name in ("nt_xent", "sigreg"):
+    for name, measure in LOSSES.items():
         head = embedding_head([6, 12, 4]).double() if name == "sigreg" else embedding_head([6, 12, 4])
         head.load_state_dict(given["head"])
         features = given["features"][:, part]
         embeddings = head(features.flatten(0, 1).to(head[0].weight.dtype)).unflatten(0, (2, -1))
         torch.manual_seed(rank + 7)  # as in training, where each process has random numbers of its own
-        loss = nt_xent(*embeddings, 0.2) if name == "nt_xent" else sigreg(embeddings, 16)
+        loss = measure(embeddings)
         loss.backward()
         found[name] = loss.detach(), [p.grad for p in head.parameters()], dict(head.named_buffers())
     torch.save(found, f"{folder}/found{rank}.pt")
@@ -59,12 +73,13 @@ def test_two_processes_make_one_batch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"found{rank}.pt") for rank in (0, 1))
     start = head.state_dict()
-    for name, kind in (("nt_xent", torch.float32), ("sigreg", torch.float64)):
+    for name, measure in LOSSES.items():
+        kind = torch.float64 if name == "sigreg" else torch.float32
         whole = embedding_head([6, 12, 4]).to(kind)
         whole.load_state_dict(start)
         embeddings = whole(features.to(kind).flatten(0, 1)).unflatten(0, (2, -1))
         torch.manual_seed(7)  # the first process's directions count
-        loss = nt_xent(*embeddings, 0.2) if name == "nt_xent" else sigreg(embeddings, 16)
+        loss = measure(embeddings)
         loss.backward()
         (loss_one, gradients_one, buffers_one), (loss_other, gradients_other, buffers_other) = one[name], other[name]
         torch.testing.assert_close((loss_one + loss_other) / 2, loss.detach(), rtol=1e-5, atol=1e-6)
