@@ -1,4 +1,4 @@
-"""What kNN and the linear probe ask of their input, checked before anything is computed."""
+"""What kNN and the probes ask of their input, checked before anything is computed."""
 
 import torch
 from torch import Tensor
@@ -34,3 +34,19 @@ def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Ten
         )
     if len({tensor.device for tensor in (train_x, train_y, test_x, test_y)}) > 1:
         raise UserError("train and test features and labels lie on different devices: move them to one")
+
+
+def check_labels(train_y: Tensor, test_y: Tensor) -> None:
+    """Labels of a probe: not negative, at least two of them in train, and none in test that train lacks.
+
+    Raises:
+        UserError: on any of these.
+    """
+    present = train_y.unique()
+    if present[0] < 0 or test_y.min() < 0:
+        raise UserError("labels must not be negative: number the classes from 0")
+    if len(present) < 2:
+        raise UserError(f"all training images have label {int(present[0])}: a probe needs at least two classes")
+    unknown = test_y[~torch.isin(test_y, present)].unique()
+    if len(unknown):
+        raise UserError(f"test has labels that train lacks: {unknown.tolist()[:10]}: use the same classes in both")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.errors import UserError
-from heatssl.evaluation.checks import check_features
+from heatssl.evaluation.checks import check_features, check_labels
 from heatssl.evaluation.gradient_descent import LEARNING_RATES, gradient_descent
+from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import ROWS, LinearProbe
 from heatssl.evaluation.logistic import REGULARISATIONS, logistic_regression
 
@@ -65,7 +66,7 @@ def linear_probe(
     """
     start = time.perf_counter()
     check_features(train_x, train_y, test_x, test_y)
-    _check_labels(train_y, test_y)
+    check_labels(train_y, test_y)
     _check_settings(solver, grid, iterations, epochs, held_out)
     classes = int(train_y.max()) + 1
 
@@ -75,7 +76,7 @@ def linear_probe(
         return logistic_regression(x, y, points, classes, iterations)
 
     points = tuple(grid) or (LEARNING_RATES if solver == "sgd" else REGULARISATIONS)
-    fit, held = _stratified_split(train_y, held_out, seed)
+    fit, held = stratified_split(train_y, held_out, seed)
     scores = []
     for candidate in train(train_x[fit], train_y[fit], points):
         accuracy, loss = _evaluate(candidate, train_x[held], train_y[held])
@@ -86,21 +87,6 @@ def linear_probe(
     return ProbeResult(accuracy, scores[best][0], points[best], probe, time.perf_counter() - start)
 
 
-def _stratified_split(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to fit and rows held out: the share of each class, at least one where the class has two."""
-    generator = torch.Generator().manual_seed(seed)
-    fit, held = [], []
-    for label in y.unique():
-        rows = (y == label).nonzero().flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        held.append(rows[:count])
-        fit.append(rows[count:])
-    if sum(len(rows) for rows in held) == 0:
-        raise UserError("every class has a single training image, none can be held out: give at least two per class")
-    return torch.cat(fit), torch.cat(held)
-
-
 def _check_settings(solver: str, grid: Sequence[float], iterations: int, epochs: int, held_out: float) -> None:
     if solver not in SOLVERS:
         raise UserError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
@@ -108,17 +94,6 @@ def _check_settings(solver: str, grid: Sequence[float], iterations: int, epochs:
         raise UserError(f"grid must hold positive numbers, not {min(grid):g}")
     if iterations < 1 or epochs < 1 or not 0 < held_out < 1:
         raise UserError("iterations and epochs must be at least 1, and held_out between 0 and 1")
-
-
-def _check_labels(train_y: Tensor, test_y: Tensor) -> None:
-    present = train_y.unique()
-    if present[0] < 0 or test_y.min() < 0:
-        raise UserError("labels must not be negative: number the classes from 0")
-    if len(present) < 2:
-        raise UserError(f"all training images have label {int(present[0])}: a probe needs at least two classes")
-    unknown = test_y[~torch.isin(test_y, present)].unique()
-    if len(unknown):
-        raise UserError(f"test has labels that train lacks: {unknown.tolist()[:10]}: use the same classes in both")
 
 
 @torch.no_grad()
