@@ -5,6 +5,8 @@ from torch import Tensor
 
 from heatssl.errors import UserError
 
+CHUNK = 2**24  # numbers that are looked at at a time
+
 
 def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
     """Features (N, C) floating and finite, labels (N,) integer, both splits of one width and on one device.
@@ -18,21 +20,48 @@ def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Ten
                 f"{split} features must be (N, C) and labels (N,), not {tuple(x.shape)} and "
                 f"{tuple(y.shape)}: pool over positions first"
             )
-        if len(x) == 0:
-            raise UserError(f"{split} is empty: give at least one image")
-        if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
-            raise UserError(f"{split} features must be floating and labels integer, not {x.dtype} and {y.dtype}")
-        # One number per chunk: a mask of the whole bank would cost a quarter of the bank's memory.
-        if not all(torch.isfinite(part).all() for part in x.split(65536)):
-            raise UserError(
-                f"{split} features contain NaN or infinity: the weights are broken, use an earlier checkpoint"
-            )
+        _check_values(split, "features", x, y)
     if train_x.shape[1] != test_x.shape[1]:
         raise UserError(
             f"train features have {train_x.shape[1]} channels and test features {test_x.shape[1]}: "
             "extract both with the same backbone"
         )
-    if len({tensor.device for tensor in (train_x, train_y, test_x, test_y)}) > 1:
+    _check_device(train_x, train_y, test_x, test_y)
+
+
+def check_maps(train_maps: Tensor, train_y: Tensor, test_maps: Tensor, test_y: Tensor) -> None:
+    """Maps (N, C, h, w) floating and finite, labels (N,) integer, both splits of one size and on one device.
+
+    Raises:
+        UserError: on any of these, with the split named.
+    """
+    for split, maps, y in (("train", train_maps, train_y), ("test", test_maps, test_y)):
+        if maps.ndim != 4 or y.ndim != 1 or len(maps) != len(y) or 0 in maps.shape[1:]:
+            raise UserError(
+                f"{split} maps must be (N, C, h, w) and labels (N,), not {tuple(maps.shape)} and "
+                f"{tuple(y.shape)}: give feature maps that are not pooled"
+            )
+        _check_values(split, "maps", maps, y)
+    if train_maps.shape[1:] != test_maps.shape[1:]:
+        raise UserError(
+            f"train maps are {tuple(train_maps.shape[1:])} and test maps {tuple(test_maps.shape[1:])}: "
+            "extract both with the same backbone at the same image size"
+        )
+    _check_device(train_maps, train_y, test_maps, test_y)
+
+
+def _check_values(split: str, kind: str, x: Tensor, y: Tensor) -> None:
+    if len(x) == 0:
+        raise UserError(f"{split} is empty: give at least one image")
+    if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
+        raise UserError(f"{split} {kind} must be floating and labels integer, not {x.dtype} and {y.dtype}")
+    # One number per chunk: a mask of the whole bank would cost a quarter of the bank's memory.
+    if not all(torch.isfinite(part).all() for part in x.split(max(1, CHUNK // max(1, x[0].numel())))):
+        raise UserError(f"{split} {kind} contain NaN or infinity: the weights are broken, use an earlier checkpoint")
+
+
+def _check_device(*tensors: Tensor) -> None:
+    if len({tensor.device for tensor in tensors}) > 1:
         raise UserError("train and test features and labels lie on different devices: move them to one")
 
 

@@ -1,16 +1,18 @@
-"""Frozen features of a whole split."""
+"""Frozen features or feature maps of a whole split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from heatssl.backbones import pooled_features
+from heatssl.backbones import feature_map, pooled_features
 from heatssl.config import DataConfig
 from heatssl.data import BadFiles, ImageData, eval_loader, normalise
 from heatssl.errors import UserError
+
+MOST_BYTES = 4 * 2**30  # of memory for the maps of one split
 
 
 def extract_features(
@@ -38,24 +40,86 @@ def extract_features(
     Raises:
         UserError: when too many files cannot be read, or none can.
     """
+    features: list[Tensor] = []
+
+    def keep(images: Tensor) -> None:
+        features.append(pooled_features(backbone, images).float().cpu())
+
+    labels = _each_batch(keep, backbone, data, config, batch_size, device, progress)
+    # Out of inference mode: callers may train on what they get.
+    return torch.cat(features).clone(), labels
+
+
+def extract_maps(
+    backbone: nn.Module,
+    data: ImageData,
+    config: DataConfig,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Final feature maps of every readable image; arguments are those of :func:`extract_features`.
+
+    Returns:
+        maps (N, C, h, w) float16 and labels (N,) long, both on the CPU.
+
+    Raises:
+        UserError: when too many files cannot be read, or none can, or the maps would take more than ``MOST_BYTES``.
+    """
+    maps, filled = torch.empty(0), 0
+
+    def keep(images: Tensor) -> None:
+        nonlocal maps, filled
+        found = feature_map(backbone, images)
+        if not filled:
+            maps = _room(len(data), found.shape[1:])
+        maps[filled : filled + len(found)] = found
+        filled += len(found)
+
+    labels = _each_batch(keep, backbone, data, config, batch_size, device, progress)
+    return maps[:filled], labels
+
+
+def _each_batch(
+    keep: Callable[[Tensor], None],
+    backbone: nn.Module,
+    data: ImageData,
+    config: DataConfig,
+    batch_size: int,
+    device: torch.device | str,
+    progress: bool,
+) -> Tensor:
+    """Hand every batch of readable, normalised images (B, 3, H, W) to ``keep``; the labels (N,) of them all."""
     backbone.to(device)
     bad = BadFiles(config.bad_fraction)
     # None: tqdm stays silent where nobody watches, in a file or a pipe.
     hidden = None if progress else True
-    features, labels = [], []
+    labels = []
     loader = eval_loader(data, config, batch_size=batch_size)
     with evaluation_mode(backbone), torch.inference_mode():
         for batch in tqdm(loader, desc="features", unit="batch", delay=2, leave=False, disable=hidden):
             bad.update(batch)
             if len(batch.images):
-                images = normalise(batch.images.to(device, non_blocking=True), config)
-                features.append(pooled_features(backbone, images).float().cpu())
+                keep(normalise(batch.images.to(device, non_blocking=True), config))
                 labels.append(batch.labels)
     bad.check()
-    if not features:
+    if not labels:
         raise UserError(f"none of the {len(data)} images can be read: check data.root={config.root}")
-    # Out of inference mode: callers may train on what they get.
-    return torch.cat(features).clone(), torch.cat(labels)
+    return torch.cat(labels)
+
+
+def _room(count: int, shape: torch.Size) -> Tensor:
+    """Memory for all maps at once: joining a list of them in the end would take it twice."""
+    needed = 2 * count * shape.numel()
+    if needed > MOST_BYTES:
+        raise UserError(
+            f"the feature maps of {count} images, {' x '.join(map(str, shape))} each, would take "
+            f"{needed / 1e9:.1f} GB of memory, more than {MOST_BYTES / 1e9:.1f}: "
+            "use fewer images (data.train_size, data.val_size) or head=linear"
+        )
+    with torch.inference_mode(False):  # callers may train on what they get
+        return torch.empty(count, *shape, dtype=torch.float16)
 
 
 @contextmanager

@@ -36,13 +36,23 @@ class LinearProbe:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel, in float64 and by chunks; a constant channel gets deviation one."""
-    mean = torch.stack([rows.double().sum(dim=0) for rows in x.split(ROWS)]).sum(dim=0) / len(x)
-    squares = torch.stack([(rows.double() - mean).square().sum(dim=0) for rows in x.split(ROWS)])
-    std = (squares.sum(dim=0) / len(x)).sqrt()
+    """Mean and deviation (C,) per channel of features (N, C) or maps (N, C, h, w), in float64 and by chunks.
+
+    A constant channel gets deviation one.
+    """
+    positions = x[0, 0].numel()
+    chunks, count = x.split(max(1, ROWS // positions)), len(x) * positions
+    mean = torch.stack([_rows(chunk).sum(dim=0) for chunk in chunks]).sum(dim=0) / count
+    squares = torch.stack([(_rows(chunk) - mean).square().sum(dim=0) for chunk in chunks])
+    std = (squares.sum(dim=0) / count).sqrt()
     # Rounding noise of a constant channel must not be blown up to unit size.
     std = torch.where(std > 1e-6 * (mean.abs() + std.mean()), std, 1.0)
     return mean.float(), std.float()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """One row for each image or position: (N, C, ...) -> (n, C), in float64."""
+    return x.double().movedim(1, -1).flatten(0, -2)
 
 
 def save_probe(path: Path, probe: LinearProbe, classes: list[str], weights: str = "") -> None:
