@@ -1,22 +1,27 @@
-"""Numbers for frozen backbones: nearest neighbours and a linear probe, each with its protocol."""
+"""Numbers for frozen backbones: nearest neighbours, a linear probe and probes of whole maps, each with its protocol."""
 
 from heatssl.evaluation.commands import run_knn, run_probe
-from heatssl.evaluation.features import evaluation_mode, extract_features
+from heatssl.evaluation.features import evaluation_mode, extract_features, extract_maps
 from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import LinearProbe, load_probe, save_probe
 from heatssl.evaluation.probe import ProbeResult, linear_probe
 from heatssl.evaluation.results import Result
+from heatssl.evaluation.token_probe import TokenProbe, TokenProbeResult, token_probe
 
 __all__ = [
     "LinearProbe",
     "ProbeResult",
     "Result",
+    "TokenProbe",
+    "TokenProbeResult",
     "evaluation_mode",
     "extract_features",
+    "extract_maps",
     "knn_accuracy",
     "linear_probe",
     "load_probe",
     "run_knn",
     "run_probe",
     "save_probe",
+    "token_probe",
 ]
