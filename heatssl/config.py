@@ -115,12 +115,13 @@ class KnnConfig(EvaluationConfig):
 
 @dataclass
 class ProbeConfig(EvaluationConfig):
-    """``heatssl probe``: a linear classifier on frozen, cached, mean-pooled features."""
+    """``heatssl probe``: a classifier on frozen features."""
 
-    solver: str = "logistic_regression"  # a grid of L2 strengths; or sgd, a grid of learning rates
-    grid: list[float] = field(default_factory=list)  # empty: the solver's default grid
+    head: str = "linear"  # on mean-pooled features, kept in a file; attentive or block: on feature maps, not kept
+    solver: str = "logistic_regression"  # of linear: a grid of L2 strengths; or sgd, a grid of learning rates
+    grid: list[float] = field(default_factory=list)  # empty: the default grid of the solver or head
     iterations: int = 100  # of logistic_regression
-    epochs: int = 30  # of sgd
+    epochs: int | None = None  # of sgd, attentive and block; null: their default
     held_out: float = 0.1  # share of train that selects the point of the grid
     random_init: bool = True
 

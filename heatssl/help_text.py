@@ -11,7 +11,7 @@ from heatssl.config_folder import first_remark, groups, options, remarked_settin
 SUMMARY = {
     "demo": "pretrain on generated images, evaluate, attribute, report: about 5 minutes on 2 CPU cores",
     "pretrain": "pretrain a timm backbone without labels",
-    "probe": "train a linear classifier on frozen features and report its accuracy",
+    "probe": "train a classifier on frozen features and report its accuracy",
     "knn": "report the accuracy of nearest neighbours among frozen features",
     "attribute": "write heatmaps of where the features come from, with or without a classifier",
     "report": "write report.html from what a run folder holds",
@@ -26,6 +26,7 @@ EXAMPLES = {
     ],
     "probe": [
         "heatssl probe run=runs/demo",
+        "heatssl probe run=runs/demo head=attentive",
         "heatssl probe run=runs/demo/best data=folder data.root=/path/to/images",
     ],
     "knn": [

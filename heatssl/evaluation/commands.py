@@ -10,11 +10,18 @@ from heatssl.config import EvaluationConfig, KnnConfig, ProbeConfig
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import save_probe
-from heatssl.evaluation.probe import linear_probe
+from heatssl.evaluation.probe import SGD_EPOCHS, linear_probe
 from heatssl.evaluation.results import Result, append_results, commit, format_table, hardware
-from heatssl.evaluation.source import Source, cached_features, fingerprint, open_source
+from heatssl.evaluation.source import Source, cached_features, fingerprint, open_source, split_maps
+from heatssl.evaluation.token_probe import BATCH, EPOCHS, HEADS, token_probe, trial_epochs
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]  # train_x, train_y, test_x, test_y
+
+METHODS = {  # by head of the probe
+    "linear": "logistic regression",
+    "attentive": "one attending query and a linear classifier",
+    "block": "one transformer block, mean over positions and a linear classifier",
+}
 
 
 @permission_errors()
@@ -42,9 +49,9 @@ def run_knn(config: KnnConfig) -> list[Result]:
 
 @permission_errors()
 def run_probe(config: ProbeConfig) -> list[Result]:
-    """Train a linear probe on train, test it on val once, print the table, add it to ``evaluation.json``.
+    """Train a probe on train, test it on val once, print the table, add it to ``evaluation.json``.
 
-    The probe of the weights is kept as ``probe.safetensors`` beside it.
+    The linear probe of the weights is kept as ``probe.safetensors`` beside it; other heads are not kept.
 
     Returns:
         The result of the weights, then that of the random twin when asked for.
@@ -52,24 +59,18 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     Raises:
         UserError: on input that cannot work.
     """
+    if config.head not in METHODS:
+        raise UserError(f"unknown head {config.head!r}: choose one of {', '.join(METHODS)}")
     source = open_source(config)
-    if config.solver == "sgd":
-        trained, chosen, length = "SGD", "learning rate", f"{config.epochs} epochs"
-    else:
-        trained, chosen, length = "logistic regression", "L2", f"{config.iterations} iterations"
-    method = (
-        f"{trained} on standardised features, {chosen} selected on {100 * config.held_out:g} % of train, "
-        f"retrained on all of it, {length}"
-    )
 
     def measure(weights: str, backbone: nn.Module) -> Result:
-        def accuracy(features: Features, classes: list[str]) -> float:
+        def linear(features: Features, classes: list[str]) -> float:
             found = linear_probe(
                 *features,
                 solver=config.solver,
                 grid=config.grid,
                 iterations=config.iterations,
-                epochs=config.epochs,
+                epochs=SGD_EPOCHS if config.epochs is None else config.epochs,
                 held_out=config.held_out,
                 seed=config.seed,
             )
@@ -77,9 +78,39 @@ def run_probe(config: ProbeConfig) -> list[Result]:
                 save_probe(source.output / "probe.safetensors", found.probe, classes, fingerprint(backbone))
             return found.accuracy
 
-        return _measure("linear", weights, backbone, source, config, method, accuracy)
+        def token(maps: Features, _classes: list[str]) -> float:
+            return token_probe(
+                *maps,
+                head=config.head,
+                learning_rates=config.grid,
+                epochs=config.epochs,
+                held_out=config.held_out,
+                seed=config.seed,
+                device=source.device,
+                progress=True,
+            ).accuracy
+
+        accuracy = linear if config.head == "linear" else token
+        return _measure(config.head, weights, backbone, source, config, _probe_method(config), accuracy)
 
     return _finish(source, [measure(*each) for each in _backbones(source, config.random_init, config.seed)])
+
+
+def _probe_method(config: ProbeConfig) -> str:
+    """What the protocol says about the classifier and how it is trained."""
+    selected = f"selected on {100 * config.held_out:g} % of train"
+    if config.head != "linear":
+        epochs = EPOCHS[config.head] if config.epochs is None else config.epochs
+        return (
+            f"{METHODS[config.head]} on standardised channels, AdamW in batches of {BATCH}, "
+            f"learning rate {selected} in {trial_epochs(epochs)} epochs, retrained on all of it, {epochs} epochs"
+        )
+    if config.solver == "sgd":
+        epochs = SGD_EPOCHS if config.epochs is None else config.epochs
+        trained, chosen, length = "SGD", "learning rate", f"{epochs} epochs"
+    else:
+        trained, chosen, length = METHODS["linear"], "L2", f"{config.iterations} iterations"
+    return f"{trained} on standardised features, {chosen} {selected}, retrained on all of it, {length}"
 
 
 def _backbones(source: Source, random_init: bool, seed: int) -> list[tuple[str, nn.Module]]:
@@ -97,20 +128,25 @@ def _measure(
     accuracy: Callable[[Features, list[str]], float],
 ) -> Result:
     start = time.perf_counter()
-    train, train_x, train_y = cached_features(backbone, "train", source, config.batch_size)
-    val, val_x, val_y = cached_features(backbone, "val", source, config.batch_size)
+    maps = metric in HEADS
+    read = split_maps if maps else cached_features
+    train, train_x, train_y = read(backbone, "train", source, config.batch_size)
+    val, val_x, val_y = read(backbone, "val", source, config.batch_size)
     if train.classes != val.classes:
         raise UserError(f"train and val have different classes: make the folders under {source.data.root} the same")
     split = "held-out" if source.data.held_out else "val"
-    # MPS has no float64, which the probe's sums need; there the processor does it.
-    place = source.device if source.device.type == "cuda" else torch.device("cpu")
+    # Maps go to the device by the batch. MPS has no float64, which the sums of the others need; there the processor
+    # does it.
+    place = source.device if source.device.type == "cuda" and not maps else torch.device("cpu")
     features = (train_x.to(place), train_y.to(place), val_x.to(place), val_y.to(place))
+    shape = " x ".join(map(str, train_x.shape[1:]))
+    what = f"frozen feature maps ({shape})" if maps else "mean-pooled frozen features"
     return Result(
         metric=metric,
         weights=weights,
         accuracy=accuracy(features, train.classes),
         protocol=(
-            f"{method}; mean-pooled frozen features at {source.data.image_size} px, centre crop; "
+            f"{method}; {what} at {source.data.image_size} px, centre crop; "
             f"{len(train_y)} train, {len(val_y)} {split} images; seed {config.seed}"
         ),
         data=source.data.name,

@@ -16,6 +16,7 @@ from heatssl.evaluation.linear import ROWS, LinearProbe
 from heatssl.evaluation.logistic import REGULARISATIONS, logistic_regression
 
 SOLVERS = ("logistic_regression", "sgd")
+SGD_EPOCHS = 30
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def linear_probe(
     solver: str = "logistic_regression",
     grid: Sequence[float] = (),
     iterations: int = 100,
-    epochs: int = 30,
+    epochs: int = SGD_EPOCHS,
     held_out: float = 0.1,
     seed: int = 0,
 ) -> ProbeResult:

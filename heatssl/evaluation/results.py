@@ -18,7 +18,7 @@ from heatssl.export import disk_errors, write_atomically
 class Result:
     """One entry of ``evaluation.json``."""
 
-    metric: str  # "knn" or "linear"
+    metric: str  # "knn", or the head of the probe: "linear", "attentive" or "block"
     weights: str  # "pretrained" or "random_init"
     accuracy: float  # in [0, 1]
     protocol: str  # one line

@@ -14,7 +14,7 @@ from heatssl.config import DataConfig, EvaluationConfig
 from heatssl.config_file import load_config
 from heatssl.data import ImageData, Split, open_split
 from heatssl.errors import UserError
-from heatssl.evaluation.features import extract_features
+from heatssl.evaluation.features import extract_features, extract_maps
 from heatssl.export import BackboneInfo, load_backbone, run_folder
 
 MAX_CACHED = 8  # splits whose features stay in memory: two weights, train and val, twice
@@ -127,3 +127,13 @@ def cached_features(
         while len(_features) > MAX_CACHED:
             _features.popitem(last=False)
     return data, *_features[key]
+
+
+def split_maps(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> tuple[ImageData, Tensor, Tensor]:
+    """A split, its feature maps (N, C, h, w) and labels (N,); not kept: large, and needed once by a command.
+
+    Raises:
+        UserError: when they would not fit into memory, see :func:`heatssl.evaluation.features.extract_maps`.
+    """
+    data = open_split(source.data, split)
+    return data, *extract_maps(backbone, data, source.data, batch_size=batch_size, device=source.device)

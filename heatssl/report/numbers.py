@@ -6,8 +6,9 @@ from typing import Any
 
 from heatssl.report.run_folder import is_number
 
-METRIC_NAMES = {"linear": "linear probe", "knn": "kNN"}
-ORDER = ["linear", "knn"]
+METRIC_NAMES = {"linear": "linear probe", "attentive": "attentive probe", "block": "one-block probe", "knn": "kNN"}
+HEADS = ("attentive", "block")  # of heatssl probe, beside the linear one
+ORDER = list(METRIC_NAMES)
 SAME_PROTOCOL = ("metric", "protocol", "data", "split", "train_size", "val_size", "seed")
 
 
@@ -54,7 +55,7 @@ class Comparison:
 
 
 def compare(results: list[dict[str, Any]]) -> list[Comparison]:
-    """Pair results that share a protocol, the newest of equals; linear first, then kNN, then others."""
+    """Pair results that share a protocol, the newest of equals; probes first, then kNN, then others."""
     groups: dict[tuple[str, ...], Comparison] = {}
     for result in results:
         key = tuple(str(result.get(name)) for name in SAME_PROTOCOL)
@@ -81,7 +82,7 @@ class Verdict:
 
 
 def verdict(comparisons: list[Comparison]) -> Verdict:
-    """The headline: the newest linear probe that has both sides, else kNN, else what can be said."""
+    """The headline: the newest linear probe that has both sides, else another probe or kNN, else what can be said."""
     complete = [comparison for comparison in comparisons if comparison.gain is not None]
     if not complete:
         return _incomplete(comparisons)

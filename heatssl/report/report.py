@@ -11,7 +11,7 @@ from heatssl.config_file import load_config
 from heatssl.errors import UserError, permission_errors
 from heatssl.expected import Expected, expected_of
 from heatssl.report.charts import Series, line_chart, value_label
-from heatssl.report.numbers import Comparison, compare, percent, signed, verdict
+from heatssl.report.numbers import HEADS, Comparison, compare, percent, signed, verdict
 from heatssl.report.pictures import heatmap_groups, scenes, story
 from heatssl.report.reproduce import follow_up_commands, pretrain_command
 from heatssl.report.run_folder import RunFolder, is_number, read_run
@@ -124,7 +124,9 @@ def reproduce(run: RunFolder) -> str:
     if not run.config:
         return ""
     again = f"runs/{run.path.resolve().name}_again"
-    commands = follow_up_commands(again, (run.results or [{}])[-1].get("seed"))
+    measured = {str(result.get("metric")) for result in run.results}
+    heads = [head for head in HEADS if head in measured]
+    commands = follow_up_commands(again, (run.results or [{}])[-1].get("seed"), heads)
     return "\n".join([pretrain_command(run.config, again), *commands.values()])
 
 

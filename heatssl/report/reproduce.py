@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ def pretrain_command(config: dict[str, Any], output: str) -> str:
     return " \\\n    ".join(words)
 
 
-def follow_up_commands(run: str | Path, seed: object = None) -> dict[str, str]:
-    """What adds the other sections to a report, by sub-command; the default seed is left out."""
-    commands = {name: f"heatssl {name} {shlex.quote(f'run={run}')}" for name in ("probe", "knn", "attribute", "report")}
-    if seed:
-        commands |= {name: f"{commands[name]} seed={seed}" for name in ("probe", "knn")}
-    return commands
+def follow_up_commands(run: str | Path, seed: object = None, heads: Iterable[str] = ()) -> dict[str, str]:
+    """What adds the other sections to a report, by sub-command or head of the probe; the default seed is left out."""
+    target, seeded = shlex.quote(f"run={run}"), f" seed={seed}" if seed else ""
+    commands = {"probe": f"heatssl probe {target}{seeded}"}
+    commands |= {head: f"heatssl probe {target} head={head}{seeded}" for head in heads}
+    commands["knn"] = f"heatssl knn {target}{seeded}"
+    return commands | {name: f"heatssl {name} {target}" for name in ("attribute", "report")}
 
 
 def literal(value: Any) -> str:

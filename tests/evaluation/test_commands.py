@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from heatssl.backbones import create_backbone
+from heatssl.cli import main
 from heatssl.config import DataConfig, KnnConfig, PretrainConfig, ProbeConfig
 from heatssl.config_file import save_config
 from heatssl.data import Subset, open_split
 from heatssl.errors import UserError
-from heatssl.evaluation import extract_features, load_probe, run_knn, run_probe, source
+from heatssl.evaluation import extract_features, extract_maps, features, load_probe, run_knn, run_probe, source
 from heatssl.evaluation.results import Result, append_results, read_results
 from heatssl.export import BackboneInfo, save_backbone
 
@@ -47,6 +48,17 @@ def test_features_are_in_order_and_do_not_depend_on_the_batch(run: Path) -> None
     assert backbone.training
 
 
+def test_maps_are_what_features_are_the_mean_of_and_can_be_trained_on() -> None:
+    backbone = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+    data = open_split(DATA, "val")
+    maps, labels = extract_maps(backbone, data, DATA, batch_size=7)
+    pooled, _ = extract_features(backbone, data, DATA, batch_size=40)
+    assert maps.shape == (40, 24, 4, 4)
+    assert labels.tolist() == data.labels
+    torch.testing.assert_close(maps.float().mean((2, 3)), pooled, rtol=0.01, atol=0.002)
+    assert not maps.is_inference()
+
+
 class _Unreadable(Subset):
     """Some files are damaged."""
 
@@ -61,6 +73,9 @@ def test_unreadable_images_are_left_out_of_both_features_and_labels() -> None:
     data = _Unreadable(open_split(DATA, "val"), range(40))
     x, y = extract_features(backbone, data, dataclasses.replace(DATA, bad_fraction=0.5), batch_size=16)
     assert len(x) == len(y) == 30
+    maps, labels = extract_maps(backbone, data, dataclasses.replace(DATA, bad_fraction=0.5), batch_size=16)
+    assert torch.equal(labels, y)
+    torch.testing.assert_close(maps.float().mean((2, 3)), x, rtol=0.01, atol=0.002)
     with pytest.raises(UserError, match="could not be read"):
         extract_features(backbone, data, DATA, batch_size=16)
 
@@ -86,6 +101,39 @@ def test_probe_and_knn_write_what_they_print(run: Path, capsys: pytest.CaptureFi
     probe, classes = load_probe(run / "probe.safetensors")
     assert probe.weight.shape == (10, 24)
     assert classes == open_split(DATA, "val").classes
+
+
+@pytest.mark.parametrize("head", ["attentive", "block"])
+def test_another_head_stands_beside_the_linear_one(run: Path, head: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", f"run={run}", "workers=0"]) == 0
+    probe = (run / "probe.safetensors").read_bytes()
+    linear = read_results(run / "evaluation.json")
+    capsys.readouterr()
+    assert main(["probe", f"run={run}", "workers=0", f"head={head}", "epochs=8", "held_out=0.2"]) == 0
+    printed = capsys.readouterr().out
+    results = read_results(run / "evaluation.json")
+    assert results[:2] == linear
+    assert [(entry["metric"], entry["weights"]) for entry in results[2:]] == [
+        (head, "pretrained"),
+        (head, "random_init"),
+    ]
+    for entry in results[2:]:
+        assert "selected on 20 % of train in 2 epochs, retrained on all of it, 8 epochs" in entry["protocol"]
+        assert "frozen feature maps (24 x 4 x 4) at 32 px" in entry["protocol"]
+        assert entry["protocol"] in printed
+    assert results[2]["protocol"] == results[3]["protocol"]
+    assert (run / "probe.safetensors").read_bytes() == probe, "attribution goes on with the linear probe"
+    assert sorted(path.name for path in run.iterdir() if "probe" in path.name) == ["probe.safetensors"]
+
+
+def test_maps_that_memory_cannot_hold_are_refused_before_they_are_extracted(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "MOST_BYTES", 2 * 80 * 24 * 4 * 4)
+    run_probe(ProbeConfig(run=str(run), workers=0, head="attentive", epochs=1, random_init=False))
+    monkeypatch.setattr(features, "MOST_BYTES", 2 * 80 * 24 * 4 * 4 - 1)
+    with pytest.raises(UserError, match=r"80 images, 24 x 4 x 4 each.*data\.train_size.*head=linear"):
+        run_probe(ProbeConfig(run=str(run), workers=0, head="attentive", epochs=1, random_init=False))
 
 
 def test_features_are_extracted_once_but_never_stale(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +188,6 @@ def test_bad_input_names_the_fix(run: Path, tmp_path: Path) -> None:
         run_knn(KnnConfig(run=str(run), accelerator="abacus"))
     with pytest.raises(UserError, match="k=81"):
         run_knn(KnnConfig(run=str(run), workers=0, k=81))
+    with pytest.raises(UserError, match="choose one of linear, attentive, block"):
+        run_probe(ProbeConfig(run=str(run), head="convolution"))
     assert not (run / "evaluation.json").exists()

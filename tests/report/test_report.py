@@ -61,6 +61,24 @@ def test_a_complete_run_shows_every_section(full_run: Path) -> None:
     assert page.count("p", **{"class": "remark"}) == 0
 
 
+def test_other_heads_of_the_probe_stand_below_the_linear_one(full_run: Path, result: Make) -> None:
+    file = full_run / "evaluation.json"
+    more = [
+        result("attentive", weights, accuracy, protocol="one attending query")
+        for weights, accuracy in (("pretrained", 0.613), ("random_init", 0.402))
+    ]
+    file.write_text(json.dumps({"results": json.loads(file.read_text())["results"] + more}))
+    page = Page(write_report(full_run))
+    assert "Linear probe 52.1 % : 20.3 points above random weights" in page.text, "the headline stays"
+    row = page.text.index("attentive probe 61.3")
+    assert page.text.index("linear probe 52.1") < row < page.text.index("kNN 41.7")
+    assert "40.2" in page.text
+    assert "+21.1" in page.text
+    assert "one attending query" in page.text
+    assert "heatssl probe run=runs/demo_again head=attentive" in page.text
+    assert "head=block" not in page.text
+
+
 def test_every_picture_is_embedded_and_the_file_stays_small(tmp_path: Path, write_run: Make) -> None:
     path = write_report(write_run(tmp_path / "demo", images=8))
     images = [attributes for tag, attributes in Page(path).tags if tag == "img" and attributes.get("src")]
