@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 
 from heatssl.evaluation.results import commit, hardware
@@ -38,6 +39,8 @@ ENCODER = [
 ]
 RECIPE = ["optimizer.name=muon", "optimizer.learning_rate=8e-3", "optimizer.warmup_steps=50"]  # the same for all
 LIGHT = ["objective.decoder_width=128", "objective.decoder_heads=4"]
+EVALUATIONS = (("probe",), ("knn",), ("probe", "head=attentive"), ("probe", "head=block"))
+METRICS = {"linear": "linear", "knn": "kNN", "attentive": "attentive", "block": "one block"}
 OBJECTIVES: dict[str, list[str]] = {
     "heat_jepa": ["objective=heat_jepa"],
     "heat_jepa, no law": ["objective=heat_jepa", "objective.transport=false"],
@@ -87,9 +90,11 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         seconds_per_step = (more - few) / (CALIBRATION_STEPS[1] - CALIBRATION_STEPS[0])
         steps = max(CALIBRATION_STEPS[1], round(60 * CORES * arguments.minutes / seconds_per_step))
         measured = pretrain(settings, steps, run_folder)
-        for command in ("probe", "knn"):
-            heatssl(command, [f"run={run_folder}", f"seed={seed}", "random_init=false"])
+        for command, *head in EVALUATIONS:
+            heatssl(command, [f"run={run_folder}", f"seed={seed}", "random_init=false", *head])
         evaluation = json.loads((run_folder / "evaluation.json").read_text())["results"]
+        pictures = np.load(run_folder / "pictures.npz")
+        residual = float(pictures["law_residual"].mean()) if "law_residual" in pictures.files else None
     accuracies = {result["metric"]: result["accuracy"] for result in evaluation}
     return {
         "data": arguments.data,
@@ -99,6 +104,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "minutes": arguments.minutes,
         "split": evaluation[0]["split"],
         **accuracies,
+        "law_residual": residual,  # mean over the run's eight pictures, images that were not trained on
         "steps": steps,
         "images_seen": steps * BATCH,
         "images_per_core_second": round(BATCH / seconds_per_step, 1),
@@ -159,11 +165,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         key = (row["data"], row["minutes"], row["split"], row["objective"], " ".join(row["settings"]))
         groups.setdefault(key, []).append(row)
     lines = [
-        "| data | minutes | split | objective | settings | linear | kNN | img/s of a core | RankMe | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| data | minutes | split | objective | settings | {' | '.join(METRICS.values())} | img/s of a core | RankMe | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key, group in sorted(groups.items(), key=lambda item: (item[0][:3], -mean(row["linear"] for row in item[1]))):
-        figures = [spread([100 * row[metric] for row in group]) for metric in ("linear", "knn")]
+        figures = [spread([100 * row[metric] for row in group if metric in row]) for metric in METRICS]
         rate, rank = (mean(row[name] for row in group) for name in ("images_per_core_second", "health/rankme"))
         cells = [*map(str, key), *figures, f"{rate:.0f}", f"{rank:.0f}", str(len(group))]
         lines.append("| " + " | ".join(cells) + " |")
@@ -171,7 +177,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean, and the extremes where there are several."""
+    """Mean, and the extremes where there are several; nothing where there is none."""
+    if not values:
+        return ""
     return f"{mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")
 
 
