@@ -165,8 +165,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         key = (row["data"], row["minutes"], row["split"], row["objective"], " ".join(row["settings"]))
         groups.setdefault(key, []).append(row)
     lines = [
-        f"| data | minutes | split | objective | settings | {' | '.join(METRICS.values())} | img/s of a core | RankMe | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        " | ".join(
+            ["| data | minutes | split | objective | settings", *METRICS.values(), "img/s of a core | RankMe | seeds |"]
+        ),
+        "|---" * (len(METRICS) + 8) + "|",
     ]
     for key, group in sorted(groups.items(), key=lambda item: (item[0][:3], -mean(row["linear"] for row in item[1]))):
         figures = [spread([100 * row[metric] for row in group if metric in row]) for metric in METRICS]
