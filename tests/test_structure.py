@@ -19,7 +19,8 @@ TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M
 
 
 def test_no_file_is_longer_than_one_can_read() -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    files = [*SOURCES, *(ROOT / "heatssl").rglob("*.cpp")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 

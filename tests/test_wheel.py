@@ -42,7 +42,8 @@ def test_the_wheel_holds_every_config_and_nothing_of_the_workshop(wheel: Path) -
     shipped = {f"heatssl/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert shipped <= names
     assert len(shipped) >= 10
-    data_files = [path for path in (ROOT / "heatssl").rglob("*") if path.suffix in {".html", ".css", ".js", ".typed"}]
+    suffixes = {".html", ".css", ".js", ".typed", ".cpp"}
+    data_files = [path for path in (ROOT / "heatssl").rglob("*") if path.suffix in suffixes]
     assert {str(path.relative_to(ROOT)) for path in data_files} <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"heatssl"}
 

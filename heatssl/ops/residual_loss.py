@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from heatssl.ops.coefficients import Weights, weights_of
-from heatssl.ops.stencil import Boundary, accumulator, check_field, depthwise_stencil
+from heatssl.ops.stencil import Boundary, Weights, accumulator, check_field, depthwise_stencil, weights_of
 
 Backend = Literal["auto", "eager", "compiled", "triton"]
 SMALL = 2**18  # elements below which an eager loss costs less than the seconds of a compilation ever win back
@@ -27,12 +26,11 @@ def residual_loss(z: Tensor, stencil: Tensor, boundary: Boundary = "interior", b
         z: field (B, C, H, W), floating point; contiguous and channels_last are fused, other layouts are not.
         stencil: weights (3, 3), as in :func:`heatssl.ops.depthwise_stencil`; no gradient.
         boundary: see there.
-        backend: ``auto`` takes Triton on CUDA, torch.compile's C++ for large fields on a CPU, and else the eager
-            reference, which is also what remains, after one warning, where compiling fails.
+        backend: ``auto`` takes Triton on CUDA, C++ for large fields on a CPU, compiled on the first call, and else the
+            eager reference, which is also what remains, after one warning, where compiling fails.
 
     Returns:
-        Scalar, float32 (float64 for float64). Only the eager backend can be differentiated twice. What a NaN in one
-        channel does to the gradient of its neighbours in memory is not specified.
+        Scalar, float32 (float64 for float64). Only the eager backend can be differentiated twice.
 
     Raises:
         ValueError: on an unknown boundary or backend, a stencil that is not (3, 3) or requires a gradient, or a field
@@ -86,7 +84,7 @@ def _choose(z: Tensor, backend: Backend) -> Backend:
         return "eager"
     from heatssl.ops import compiled
 
-    return "compiled" if compiled.fits(z) and not _failed else "eager"
+    return "compiled" if compiled.fits(z) and _load_compiled() else "eager"
 
 
 class _ResidualLoss(torch.autograd.Function):
@@ -97,9 +95,9 @@ class _ResidualLoss(torch.autograd.Function):
         # float16 has too small a range for a gradient without its loss scale, which is known only backward.
         ctx.gradient = None
         if backend == "compiled" and ctx.needs_input_grad[0] and z.dtype != torch.float16:
-            loss, ctx.gradient = _compiled_gradient(z, weights, boundary, torch.ones(()))
+            loss, ctx.gradient = _kernels(backend).loss_and_gradient(z, weights, boundary)
             return loss
-        return _forward(z, weights, boundary, backend)
+        return _kernels(backend).loss(z, weights, boundary)
 
     @staticmethod
     @once_differentiable
@@ -107,7 +105,8 @@ class _ResidualLoss(torch.autograd.Function):
         (z,) = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None  # ours alone, so it is scaled in place; a second call sweeps again
         if gradient is None:
-            return _gradient(z, ctx.weights, ctx.boundary, ctx.backend, upstream), None, None, None
+            gradient = _kernels(ctx.backend).gradient(z, ctx.weights, ctx.boundary, upstream)
+            return gradient, None, None, None
         return gradient if upstream.item() == 1 else gradient.mul_(upstream), None, None, None
 
 
@@ -116,7 +115,7 @@ class _ResidualLossAndMap(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, weights: Weights, boundary: Boundary) -> tuple[Tensor, Tensor]:
         ctx.weights, ctx.boundary = weights, boundary
         ctx.save_for_backward(z)
-        loss, residual = _triton().loss_and_map(z, weights, boundary)
+        loss, residual = _kernels("triton").loss_and_map(z, weights, boundary)
         ctx.mark_non_differentiable(residual)
         return loss, residual
 
@@ -124,57 +123,11 @@ class _ResidualLossAndMap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
-        return _triton().gradient(z, ctx.weights, ctx.boundary, upstream), None, None
+        return _kernels("triton").gradient(z, ctx.weights, ctx.boundary, upstream), None, None
 
 
-def _forward(z: Tensor, weights: Weights, boundary: Boundary, backend: Backend) -> Tensor:
-    if backend == "triton":
-        return _triton().loss(z, weights, boundary)
-    from heatssl.ops import compiled
-
-    try:
-        return compiled.loss(z, weights, boundary)
-    except Exception as error:  # noqa: BLE001 (see _give_up)
-        _give_up(error)
-        return _eager(z, torch.tensor(weights), boundary)
-
-
-def _gradient(z: Tensor, weights: Weights, boundary: Boundary, backend: Backend, upstream: Tensor) -> Tensor:
-    if backend == "triton":
-        return _triton().gradient(z, weights, boundary, upstream)
-    return _compiled_gradient(z, weights, boundary, upstream)[1]
-
-
-def _compiled_gradient(z: Tensor, weights: Weights, boundary: Boundary, upstream: Tensor) -> tuple[Tensor, Tensor]:
-    from heatssl.ops import compiled
-
-    if not _failed:
-        try:
-            return compiled.loss_and_gradient(z, weights, boundary, upstream)
-        except Exception as error:  # noqa: BLE001 (see _give_up)
-            _give_up(error)
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        loss = _eager(leaf, torch.tensor(weights), boundary)
-    return loss.detach(), torch.autograd.grad(loss, leaf, upstream.to(loss))[0]
-
-
-_failed: list[str] = []
-
-
-def _give_up(error: Exception) -> None:
-    """A compiler, its cache folder and its headers fail in many ways, and none may stop a training run."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    _failed.append(reason)
-    warnings.warn(
-        f"the fused residual loss could not be compiled ({reason}): the eager one takes over; install a C++ compiler "
-        "(g++ or clang++) to get the fast one",
-        stacklevel=2,
-    )
-
-
-def _triton() -> ModuleType:
-    module = _load_triton()
+def _kernels(backend: Backend) -> ModuleType:
+    module = _load_triton() if backend == "triton" else _load_compiled()
     assert module is not None, "chosen only where it loads"
     return module
 
@@ -187,3 +140,20 @@ def _load_triton() -> ModuleType | None:
         warnings.warn(f"no Triton ({error}): the eager residual loss takes over", stacklevel=2)
         return None
     return triton_kernels
+
+
+@lru_cache(maxsize=1)
+def _load_compiled() -> ModuleType | None:
+    from heatssl.ops import compiled
+
+    try:
+        compiled.library()
+    except Exception as error:  # noqa: BLE001 (compilers, caches and headers fail in many ways; a run must go on)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        warnings.warn(
+            f"the fused residual loss could not be compiled ({reason}): the eager one takes over; install a C++ "
+            "compiler (g++ or clang++) to get the fast one",
+            stacklevel=2,
+        )
+        return None
+    return compiled

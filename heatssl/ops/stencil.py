@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Boundary = Literal["interior", "replicate", "reflect"]
+Weights = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 
 
 def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior") -> Tensor:
@@ -45,6 +46,20 @@ def check_field(z: Tensor, boundary: Boundary) -> None:
         raise ValueError(
             f"boundary {boundary!r} needs a field of at least {smallest}x{smallest} positions, not {height}x{width}"
         )
+
+
+def weights_of(stencil: Tensor) -> Weights:
+    """A stencil (3, 3) as numbers, for kernels that take them one by one.
+
+    Raises:
+        ValueError: on another shape, or when it asks for gradients: the fused loss has none for its stencil.
+    """
+    if stencil.shape != (3, 3):
+        raise ValueError(f"a stencil has weights (3, 3), not {tuple(stencil.shape)}")
+    if stencil.requires_grad:
+        raise ValueError("the fused loss does not train its stencil: use depthwise_stencil(z, stencil) instead")
+    above, middle, below = ((row[0], row[1], row[2]) for row in stencil.tolist())
+    return above, middle, below
 
 
 def responses(z: Tensor, boundary: Boundary) -> int:

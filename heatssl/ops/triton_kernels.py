@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from heatssl.ops.coefficients import Weights
-from heatssl.ops.stencil import Boundary, accumulator, responses
+from heatssl.ops.stencil import Boundary, Weights, accumulator, responses
 
 _BOUNDARIES = {"interior": 0, "replicate": 1, "reflect": 2}
 
