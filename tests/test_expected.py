@@ -40,7 +40,7 @@ def record(folder: Path, overrides: list[str], loss: list[list[float]]) -> None:
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(tmp_path, SMALL, [[1, 5.0, 6.0], [3, 0.0, 9.0], [4, 0.0, 0.1]])
+    record(tmp_path, SMALL, [[1, 50.0, 60.0], [3, 0.0, 90.0], [4, 0.0, 0.1]])
     monkeypatch.setattr(module, "config_folder", lambda: tmp_path)
 
 
@@ -50,7 +50,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["seed=7", "output=elsewhere", "trainer.log_every=3", "data.workers=1"], True),
         (["trainer.steps=5"], False),
-        (["objective.decoder_width=64"], False),
+        (["objective.temperature=0.5"], False),
         (["objective=finola"], False),
         (["data.crop_scale=[0.5,1.0]"], False),
     ],
@@ -69,8 +69,8 @@ def test_a_run_is_told_how_it_stands_and_its_report_shows_it(
     lines = capsys.readouterr().out.splitlines()
     assert "in brackets: what 3 recorded runs of tiny lead one to expect at that step" in lines
     shown = {line.split("  ")[0]: line for line in lines if line.startswith("step ")}
-    assert "(5.0000 to 6.0000, LOW)" in shown["step 1/4"]
-    assert "(0.0000 to 9.0000)" in shown["step 3/4"]
+    assert "(50.0000 to 60.0000, LOW)" in shown["step 1/4"]
+    assert "(0.0000 to 90.0000)" in shown["step 3/4"]
     assert "(0.0000 to 0.1000, HIGH)" in shown["step 4/4"]
     page = write_report(run).read_text()
     assert 'class="band"' in page

@@ -126,7 +126,7 @@ def test_the_command_composes_the_very_same_run() -> None:
     ]
     words += [
         "backbone_arguments.norm_layer=layernorm2d",
-        "objective.law=full",
+        "objective.against_collapse=teacher",
         "prior=laplace",
         "prior.layers=[0,blocks.1]",
         "optimizer.learning_rate=1e-5",
