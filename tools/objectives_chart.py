@@ -28,13 +28,16 @@ SHOWN = {  # trials by what they were, with the name in the chart
 }
 
 
+COLOURS = dict(zip(SHOWN.values(), plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+
+
 def on_the_way(axis: Axes) -> None:
     """Online kNN over the processor's seconds, one line for each objective."""
     for row in rows("trials.jsonl"):
         if row["what"] in SHOWN and all(row[key] == value for key, value in TRIALS.items()):
             seconds = [fraction * row["core_seconds"] for fraction in (*FRACTIONS, 1.0)]
             accuracy = [knn for _, knn in row["knn_on_the_way"]] + [row["knn"]]
-            axis.plot(seconds, accuracy, marker=".", label=SHOWN[row["what"]])
+            axis.plot(seconds, accuracy, marker=".", label=SHOWN[row["what"]], color=COLOURS[SHOWN[row["what"]]])
     axis.set(title="kNN on the way, one seed each", xlabel="seconds of one core", ylabel="%")
     axis.legend(fontsize=7, frameon=False)
 
@@ -47,7 +50,13 @@ def at_the_end(axis: Axes) -> None:
             groups.setdefault((row["objective"], row["split"]), []).append(row)
     for (objective, _), group in groups.items():
         knn, linear = (100 * mean(row[key] for row in group) for key in ("knn", "linear"))
-        axis.plot(knn, linear, "o", label=f"{objective} ({len(group)} seed{'s' if len(group) > 1 else ''})")
+        axis.plot(
+            knn,
+            linear,
+            "o",
+            color=COLOURS.get(objective),
+            label=f"{objective} ({len(group)} seed{'s' if len(group) > 1 else ''})",
+        )
     axis.set(title="Benchmark A: 10 minutes of two cores", xlabel="kNN, %", ylabel="linear probe, %")
     if groups:
         axis.legend(fontsize=7, frameon=False)
