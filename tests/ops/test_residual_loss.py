@@ -112,6 +112,17 @@ def test_compiled(boundary, layout, dtype):
 
 
 @needs_compiler
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("position", range(9))
+def test_compiled_leaves_out_no_weight(position, layout):
+    """Corners that are all zero are skipped; a stencil may have one alone."""
+    stencil = torch.zeros(9, dtype=torch.float64)
+    stencil[position] = 2
+    for shape in [(2, 3, 5, 4), (1, 130, 9, 5)]:
+        strictly("compiled", torch.randn(shape).to(memory_format=layout), stencil.view(3, 3), "interior", 2e-6)
+
+
+@needs_compiler
 @pytest.mark.parametrize("boundary", SMALLEST)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_gradcheck(boundary, layout):
