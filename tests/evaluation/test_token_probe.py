@@ -112,10 +112,10 @@ def test_scale_constant_channels_and_half_precision_do_no_harm(head: str) -> Non
 def test_a_learning_rate_that_diverges_is_not_selected_and_test_selects_nothing() -> None:
     train_maps, train_y, test_maps, test_y = DATA
     rates = {"learning_rates": (1e3, 1e-2), "epochs": 8, "batch_size": 32}
-    found = token_probe(*DATA, head="block", **rates)
+    found = token_probe(*DATA, head="attentive", **rates)
     assert found.selected == 1e-2
     assert found.held_out_accuracy > 0.6
-    other = token_probe(train_maps, train_y, test_maps.flip(1), test_y, head="block", **rates)
+    other = token_probe(train_maps, train_y, test_maps.flip(1), test_y, head="attentive", **rates)
     assert (other.selected, other.held_out_accuracy) == (found.selected, found.held_out_accuracy)
     assert other.accuracy < found.accuracy
 
