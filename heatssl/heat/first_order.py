@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.heat.law import Propagator, apply_matrix
+from heatssl.ops import fill_quarters_commuting, fill_quarters_full
 
 
 class FirstOrder(Propagator):
@@ -101,6 +102,13 @@ class FirstOrder(Propagator):
         move_x = torch.linalg.matrix_power(identity + self.matrix_a, int(dx))
         move_y = torch.linalg.matrix_power(identity + self.matrix_b, int(dy))
         return apply_matrix(move_y @ move_x, zeta)
+
+    def move_to_quarters(self, zeta: Tensor, corner: Tensor) -> Tensor:
+        """See :meth:`Propagator.move_to_quarters`: all blocks of all images in one operation."""
+        if self.commuting:
+            return fill_quarters_commuting(zeta, corner, *self.generators())
+        identity = torch.eye(self.channels, dtype=self.matrix_a.dtype, device=zeta.device)
+        return fill_quarters_full(zeta, corner, identity + self.matrix_a, identity + self.matrix_b)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, commuting={self.commuting}"

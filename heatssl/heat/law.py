@@ -89,6 +89,32 @@ class Propagator(Law):
         basis = self.basis()
         return self.leave(self.move(self.enter(z, basis), dx, dy), basis)
 
+    def fill_quarters(self, quarter: Tensor, corner: Tensor) -> Tensor:
+        """The whole map around one visible quarter: each other quarter is the visible one, moved by half a map.
+
+        Args:
+            quarter: field (B, C, H/2, W/2).
+            corner: (B,) in ascending order, where it lies: 0 top left, 1 top right, 2 bottom left, 3 bottom right.
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            ValueError: on the wrong number of channels.
+        """
+        basis = self.basis()
+        return self.leave(self.move_to_quarters(self.enter(quarter, basis), corner), basis)
+
+    def move_to_quarters(self, zeta: Tensor, corner: Tensor) -> Tensor:
+        """:meth:`fill_quarters` in the coordinates of :meth:`enter`; here one move for each block and corner."""
+        height, width = zeta.shape[2:]
+
+        def around(block: Tensor, row: int, column: int) -> Tensor:
+            moved = [[self.move(block, (j - column) * width, (i - row) * height) for j in (0, 1)] for i in (0, 1)]
+            return torch.cat([torch.cat(line, dim=3) for line in moved], dim=2)
+
+        return torch.cat([around(*group) for group in by_corner(zeta, corner)])
+
     def residual(self, z: Tensor) -> Tensor:
         """Squared error of predicting each position's right and lower neighbour by one step, mean over channels.
 
@@ -131,6 +157,12 @@ def step_residual(z: Tensor, step_x: Step, step_y: Step) -> Tensor:
         error_y = (z[..., 1:, :] - step_y(z[..., :-1, :])).square().mean(dim=1)
         total = total + F.pad(error_y, (0, 0, 0, 1), mode="replicate")
     return total
+
+
+def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
+    """Quarters of a batch that lie in the same corner, with its row and column; no empty ones: (B, C, h, w), (B,) sorted."""
+    groups = quarter.split(torch.bincount(corner, minlength=4).tolist())
+    return [(group, *divmod(number, 2)) for number, group in enumerate(groups) if len(group)]
 
 
 def commutator(a: Tensor, b: Tensor) -> Tensor:

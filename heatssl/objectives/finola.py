@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from heatssl.heat import NormLinear
-from heatssl.objectives.quarter import Quarter, by_corner, fill_by_blocks
+from heatssl.heat import NormLinear, by_corner
+from heatssl.objectives.quarter import Quarter
 
 Growth = Literal["block", "element"]
 
@@ -71,7 +71,7 @@ class Finola(Quarter):
     def extrapolate(self, quarter: Tensor, corner: Tensor) -> Tensor:
         """See :meth:`Quarter.extrapolate`."""
         if self.growth == "block":
-            return fill_by_blocks(self.law, quarter, corner)
+            return self.law.fill_quarters(quarter, corner)
         grown = [self.grow(group, row, column) for group, row, column in by_corner(quarter, corner)]
         return torch.cat(grown)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from heatssl.heat import Copy, FirstOrder, FreeLinear, MultilayerPerceptron, Propagator, commutator, spectral_radius
 from heatssl.objectives.objective import Outputs
-from heatssl.objectives.quarter import Quarter, fill_by_blocks
+from heatssl.objectives.quarter import Quarter
 
 LawName = Literal["commuting", "full", "copy", "free", "mlp"]
 
@@ -73,7 +73,7 @@ class QBHeat(Quarter):
 
     def extrapolate(self, quarter: Tensor, corner: Tensor) -> Tensor:
         """See :meth:`Quarter.extrapolate`: each block is the quarter, moved by half a map."""
-        return fill_by_blocks(self.law, quarter, corner)
+        return self.law.fill_quarters(quarter, corner)
 
     def pixel_loss(self, prediction: Tensor, images: Tensor, corner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Quarter.pixel_loss`; with the penalty on matrices that do not commute."""

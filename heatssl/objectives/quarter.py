@@ -135,25 +135,6 @@ class Quarter(Objective, ABC):
         }
 
 
-def fill_by_blocks(law: Propagator, quarter: Tensor, corner: Tensor) -> Tensor:
-    """Every other quarter is the visible one, moved by half a map: (B, C, h/2, w/2), (B,) sorted -> (B, C, h, w)."""
-    height, width = quarter.shape[2:]
-
-    def around(block: Tensor, row: int, column: int) -> Tensor:
-        moved = [[law.move(block, dx=(j - column) * width, dy=(i - row) * height) for j in (0, 1)] for i in (0, 1)]
-        return torch.cat([torch.cat(two, dim=3) for two in moved], dim=2)
-
-    basis = law.basis()
-    groups = by_corner(law.enter(quarter, basis), corner)
-    return law.leave(torch.cat([around(*group) for group in groups]), basis)
-
-
-def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
-    """Quarters of a batch that lie in the same corner, with its row and column: (B, C, h/2, w/2), (B,) sorted."""
-    groups = quarter.split(torch.bincount(corner, minlength=len(CORNERS)).tolist())
-    return [(group, *place) for group, place in zip(groups, CORNERS, strict=True)]
-
-
 def projector(inputs: int, channels: int, depth: int) -> nn.Sequential:
     """Features to field, (B, inputs, h, w) -> (B, channels, h, w): ``depth`` 1x1 convolutions, GELU between.
 
