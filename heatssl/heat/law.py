@@ -160,7 +160,7 @@ def step_residual(z: Tensor, step_x: Step, step_y: Step) -> Tensor:
 
 
 def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
-    """Quarters of a batch that lie in the same corner, with its row and column; no empty ones: (B, C, h, w), (B,) sorted."""
+    """Quarters that lie in the same corner, with its row and column: (B, C, h, w), (B,) sorted; no empty groups."""
     groups = quarter.split(torch.bincount(corner, minlength=4).tolist())
     return [(group, *divmod(number, 2)) for number, group in enumerate(groups) if len(group)]
 
