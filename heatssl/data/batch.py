@@ -14,7 +14,8 @@ class Batch(NamedTuple):
     """Images of one step. Unreadable files are left out, so B may be smaller than asked for, even 0.
 
     Attributes:
-        images: uint8 (B, 3, S, S), RGB.
+        images: uint8 (B K, 3, S, S), RGB, K crops of each image: crop k of image i is row i K + k. K is 1 where
+            nothing else was asked for.
         labels: long (B,).
         indices: long (B,), positions in the data set.
         bad: the files left out, as ``name: reason``.
@@ -51,7 +52,7 @@ class BadFiles:
         Raises:
             UserError: when more than the limit cannot be read.
         """
-        self._seen += len(batch.images) + len(batch.bad)
+        self._seen += len(batch.indices) + len(batch.bad)
         # Over several epochs the same file comes again: counting each time keeps the share comparable.
         self._bad += len(batch.bad)
         for name in batch.bad:

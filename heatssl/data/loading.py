@@ -32,6 +32,7 @@ def train_loader(
     *,
     batch_size: int,
     seed: int,
+    crops: int = 1,
     start_step: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -44,6 +45,7 @@ def train_loader(
         batch_size: images per step and process. Data with fewer images than one step needs are repeated
             within the step, each time with another crop.
         seed: of order and crops, at least 0.
+        crops: of each image, which is decoded once for all of them.
         start_step: number of the first batch.
         rank: of this process; within an epoch no two processes see the same image.
         world: number of processes.
@@ -56,7 +58,7 @@ def train_loader(
         UserError: when ``crop_scale`` is no range of fractions.
     """
     check_crop_scale(config.crop_scale)
-    steps = _Steps(len(data), batch_size, seed, start_step, rank, world)
+    steps = _Steps(len(data), batch_size, seed, crops, start_step, rank, world)
     return _loader(_Views(data, config.image_size, config.crop_scale), steps, config.workers)
 
 
@@ -67,19 +69,21 @@ def eval_loader(data: ImageData, config: DataConfig, *, batch_size: int) -> "Dat
 
 
 class _View(NamedTuple):
-    """One image to be shown: which, and the seed of its crop; None: the centre."""
+    """One image to be shown: which, the seed of its crops, and their number; no seed: the centre, once."""
 
     image: int
     seed: tuple[int, ...] | None = None
+    crops: int = 1
 
 
 class _Steps(Sampler[list[_View]]):
     """The views of every step from ``start`` on, without end."""
 
-    def __init__(self, images: int, batch_size: int, seed: int, start: int, rank: int, world: int) -> None:
+    def __init__(self, images: int, batch_size: int, seed: int, crops: int, start: int, rank: int, world: int) -> None:
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
+        self.crops = crops
         self.start = start
         self.rank = rank
         self.world = world
@@ -96,7 +100,8 @@ class _Steps(Sampler[list[_View]]):
                 order = np.resize(order, max(len(order), together))  # tiny data: round and round
             first = step_in_epoch * together + self.rank * self.batch_size
             chosen = order[first : first + self.batch_size].tolist()
-            yield [_View(index, (self.seed, step, self.rank, place)) for place, index in enumerate(chosen)]
+            seed = (self.seed, step, self.rank)
+            yield [_View(index, (*seed, place), self.crops) for place, index in enumerate(chosen)]
 
 
 class _InOrder(Sampler[list[_View]]):
@@ -127,12 +132,13 @@ class _Views(Dataset[Batch]):
         return self.__getitems__([view])
 
     def __getitems__(self, views: list[_View]) -> Batch:
-        images = torch.empty(len(views), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        crops = views[0].crops
+        images = torch.empty(len(views), crops, 3, self.image_size, self.image_size, dtype=torch.uint8)
         indices: list[int] = []
         bad: list[str] = []
         for view in views:
             try:
-                images[len(indices)] = self._show(view)
+                self._show(view, out=images[len(indices)])
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - decoders of damaged files raise nearly anything
@@ -140,13 +146,17 @@ class _Views(Dataset[Batch]):
             else:
                 indices.append(view.image)
         labels = torch.as_tensor(self.labels[indices], dtype=torch.long)
-        return Batch(images[: len(indices)], labels, torch.tensor(indices, dtype=torch.long), bad)
+        return Batch(images[: len(indices)].flatten(0, 1), labels, torch.tensor(indices, dtype=torch.long), bad)
 
-    def _show(self, view: _View) -> Tensor:
+    def _show(self, view: _View, out: Tensor) -> None:
+        """Crops of one image, (K, 3, S, S)."""
         image = self.data.load(view.image)
         if view.seed is None:
-            return centre_crop(image, self.image_size)
-        return random_resized_crop(image, self.image_size, self.crop_scale, np.random.default_rng(view.seed))
+            out[0] = centre_crop(image, self.image_size)
+            return
+        random = np.random.default_rng(view.seed)
+        for crop in out:
+            crop.copy_(random_resized_crop(image, self.image_size, self.crop_scale, random))
 
 
 def _loader(views: _Views, batches: Sampler[list[_View]], workers: int) -> "DataLoader[Batch]":

@@ -4,7 +4,8 @@ QB-Heat (arXiv 2211.13228) extrapolates a quarter's features to pixels. Here the
 JEPA (I-JEPA, arXiv 2301.08243): the four quarters of an image are encoded in one pass, each without the others and in
 colours of its own, and of each only a random part of its patches; the commuting law z_x = A z, z_y = B z takes every
 position into the law's frame of rest, where a field that obeys it is constant; there the quarters of one image must
-agree. No pixel is painted, there is no decoder and no predictor, and no patch is encoded twice.
+agree, and with those of other crops of it. No pixel is painted, there is no decoder and no predictor, and no patch
+is encoded twice.
 
 A constant field agrees with itself, so something must forbid it. Three ways:
 
@@ -42,6 +43,7 @@ class HeatJEPA(Objective):
         image_size: pixels of the square images; the backbone's grid must have even sides.
         against_collapse: ``contrast``, ``isotropy`` or ``teacher``.
         visible_ratio: share of each quarter's patches that is encoded, drawn anew for each image.
+        crops: of each image in a batch; all their quarters must agree.
         transport: whether the law turns the field; without, features themselves must agree: the control.
         channels: width of the field; null: that of the backbone.
         temperature: divides the cosines (contrast).
@@ -61,6 +63,7 @@ class HeatJEPA(Objective):
         *,
         against_collapse: AgainstCollapse = "contrast",
         visible_ratio: float = 0.375,
+        crops: int = 1,
         transport: bool = True,
         channels: int | None = None,
         temperature: float = 0.2,
@@ -81,6 +84,9 @@ class HeatJEPA(Objective):
             raise ValueError(f"against_collapse must be one of {known}, not {against_collapse!r}")
         if temperature <= 0 or not 0 < isotropy_weight < 1 or not 0 <= momentum < 1:
             raise ValueError("temperature must be positive, isotropy_weight and momentum between 0 and 1")
+        if crops < 1:
+            raise ValueError(f"crops must be at least 1, not {crops}")
+        self.crops = crops
         grid = geometry(backbone, image_size)
         self.height, self.width = grid.quarter()
         self.visible = round(visible_ratio * self.height * self.width)
@@ -108,11 +114,12 @@ class HeatJEPA(Objective):
         visible = self.some_of(self.quarters(len(images), images.device))
         values = self.encode(self.recoloured(images), visible)
         at_rest = self.to_rest(values, visible).mean(dim=1).unflatten(0, (4, -1))  # 4 B C: what each quarter says
-        logs = {"similarity/quarters": agreement(at_rest).detach()}
+        parts = at_rest.unflatten(1, (-1, self.crops)).transpose(1, 2).flatten(0, 1)  # those of one image: 4 K B/K C
+        logs = {"similarity/quarters": agreement(parts).detach()}
         if self.against_collapse == "contrast":
-            loss = contrast_of_parts(at_rest, self.temperature)
+            loss = contrast_of_parts(parts, self.temperature)
         elif self.against_collapse == "isotropy":
-            distance, isotropy = (at_rest - at_rest.mean(dim=0)).square().mean(), sigreg(at_rest)
+            distance, isotropy = (parts - parts.mean(dim=0)).square().mean(), sigreg(parts)
             loss = (1 - self.isotropy_weight) * distance + self.isotropy_weight * isotropy
             logs |= {"loss/distance": distance.detach(), "loss/isotropy": isotropy.detach()}
         else:

@@ -22,17 +22,19 @@ class Objective(nn.Module):
     ``configs/objective/<name>.yaml``.
 
     Attributes:
+        crops: K random crops of each image in a batch, one after the other: row i K + k is crop k of image i.
         mean, std: of the colour channels, with which the images were normalised; ``objectives.create`` sets them,
             for objectives that change colours.
     """
 
     backbone: nn.Module
     block: tuple[int, int] | None = None  # rows and columns, when the backbone sees one block of patches alone
+    crops: int = 1
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def forward(self, images: Tensor) -> Outputs:
-        """Normalised images (B, 3, S, S) -> loss, logs and the field behind them."""
+        """Normalised images (B, 3, S, S), B a multiple of ``crops`` -> loss, logs and the field behind them."""
         raise NotImplementedError
 
     def health(self, outputs: Outputs) -> dict[str, float]:

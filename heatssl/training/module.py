@@ -43,7 +43,7 @@ class PretrainModule(L.LightningModule):
         self.optimizer, self.decay = create_optimizer(objective, config.optimizer)
 
     def training_step(self, batch: Batch, *_: Any) -> Tensor:
-        """One loss. Images of the batch: uint8 (B, 3, S, S)."""
+        """One loss. Images of the batch: uint8 (B K, 3, S, S), K the objective's crops of each image."""
         self.bad_files.update(batch)
         if len(batch.images) == 0:
             raise UserError(f"no image of step {self.global_step} could be read ({batch.bad[0]}): replace it")
@@ -96,7 +96,7 @@ def freeze_unused(objective: Objective, image_size: int) -> None:
     """Freeze what the loss does not depend on: with several processes, a missing gradient is an error."""
     device = next(objective.parameters()).device
     objective.eval()  # statistics of norms must not see these images
-    objective(torch.randn(4, 3, image_size, image_size, device=device)).loss.backward()
+    objective(torch.randn(4 * objective.crops, 3, image_size, image_size, device=device)).loss.backward()
     objective.train()
     for parameter in objective.parameters():
         if parameter.grad is None:

@@ -133,6 +133,7 @@ def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume
             config.data,
             batch_size=settings.batch_size,
             seed=config.seed,
+            crops=module.objective.crops,
             start_step=start_step,
             rank=module.global_rank,
             world=module.trainer.world_size,

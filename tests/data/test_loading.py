@@ -70,6 +70,22 @@ def test_seed_and_epoch_change_order_and_crops(shapes: ImageData) -> None:
     assert all(len(views) == 2 and not torch.equal(*views) for views in crops.values())
 
 
+def test_several_crops_of_an_image_are_decoded_once_and_follow_each_other(
+    shapes: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(workers=0, crop_scale=[0.2, 0.5])
+    (single,) = first(train_loader(shapes, config, batch_size=8, seed=3), 1)
+    loaded: list[int] = []
+    load = type(shapes).load
+    monkeypatch.setattr(type(shapes), "load", lambda self, i: loaded.append(i) or load(self, i))
+    (batch,) = first(train_loader(shapes, config, batch_size=8, seed=3, crops=3), 1)
+    assert batch.images.shape == (24, 3, 64, 64)
+    assert loaded == batch.indices.tolist() == single.indices.tolist()
+    by_image = batch.images.unflatten(0, (8, 3))
+    assert torch.equal(by_image[:, 0], single.images), "more crops must not change the first"
+    assert not any(torch.equal(crops[1], other) for crops in by_image for other in (crops[0], crops[2]))
+
+
 def test_processes_share_no_image_within_an_epoch(shapes: ImageData) -> None:
     config = DataConfig(workers=0)
     assert steps_per_epoch(shapes, 8, world=3) == 2
@@ -173,6 +189,16 @@ def test_unreadable_files_are_left_out_and_named(damaged: ImageData, caplog: pyt
     assert len(files.names) == 3
     assert sum("2.jpg" in record.message for record in caplog.records) == 1  # once, not once an epoch
     assert "Truncated" in files.names[0]
+
+
+def test_an_unreadable_file_leaves_none_of_its_crops(damaged: ImageData) -> None:
+    loader = train_loader(damaged, DataConfig(image_size=8, workers=0), batch_size=8, seed=0, crops=2)
+    (batch,) = first(loader, 1)
+    assert batch.images.shape == (10, 3, 8, 8)
+    assert len(batch.indices) == len(batch.labels) == 5
+    files = BadFiles(0.5)
+    files.update(batch)
+    assert files.state_dict()["seen"] == 8
 
 
 def test_a_batch_of_nothing_but_bad_files_is_empty(damaged: ImageData) -> None:

@@ -104,6 +104,23 @@ def test_contrast_is_that_of_its_formula(temperature):
     torch.testing.assert_close(torch.autograd.grad(found, parts), torch.autograd.grad(expected, parts))
 
 
+def test_quarters_of_all_crops_of_an_image_are_its_parts():
+    objective = tiny(crops=3, visible_ratio=1.0, colour_jitter=0.0, grey=0.0).eval()
+    images = torch.rand(6, 3, 32, 32)  # two images, three crops each
+    with torch.no_grad():
+        outputs = objective(images)
+        visible = objective.quarters(6, images.device)
+        at_rest = objective.to_rest(objective.encode(objective.recoloured(images), visible), visible).mean(dim=1)
+        parts = [
+            torch.stack([at_rest[quarter * 6 + image * 3 + crop] for image in range(2)])
+            for crop in range(3)
+            for quarter in range(4)
+        ]
+        expected = contrast_of_parts(torch.stack(parts), objective.temperature)
+    torch.testing.assert_close(outputs.loss, expected)
+    torch.testing.assert_close(outputs.logs["similarity/quarters"], agreement(torch.stack(parts)))
+
+
 def test_contrast_does_not_depend_on_lengths_or_order():
     parts = torch.randn(4, 6, 8)
     loss = contrast_of_parts(parts, 0.2)
@@ -170,6 +187,7 @@ def test_the_residual_shows_where_an_image_differs_from_the_rest_of_it():
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"momentum": 1.0}, "momentum"),
         ({"grey": 2.0}, "grey"),
+        ({"crops": 0}, "crops must be at least 1"),
         ({"visible_ratio": 0.0}, "visible_ratio=0.0 shows 0"),
         ({"visible_ratio": 1.5}, "at most 1"),
     ],
