@@ -25,25 +25,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from heatssl.evaluation.results import commit, hardware
 
 RESULTS = Path(__file__).parent / "results" / "objectives.jsonl"
 CALIBRATION_STEPS = (4, 28)  # the difference leaves the start out
 CORES = 2  # whose minutes are meant
-BATCH = 128
 HELD_OUT = 0.1
 ENCODER = [
     "backbone=vit_tiny_patch16_224",
     "backbone_arguments={patch_size: 8, embed_dim: 128, depth: 4, num_heads: 4}",
 ]
 RECIPE = ["optimizer.name=muon", "optimizer.learning_rate=8e-3", "optimizer.warmup_steps=50"]  # the same for all
+RECIPE += ["trainer.batch_size=128"]  # but for those below that do better with another
 LIGHT = ["objective.decoder_width=128", "objective.decoder_heads=4"]
+TWO_CROPS = ["objective=heat_jepa", "objective.crops=2", "objective.temperature=0.1", "trainer.batch_size=64"]
 EVALUATIONS = (("probe",), ("knn",), ("probe", "head=attentive"), ("probe", "head=block"))
 METRICS = {"linear": "linear", "knn": "kNN", "attentive": "attentive", "block": "one block"}
 OBJECTIVES: dict[str, list[str]] = {
-    "heat_jepa": ["objective=heat_jepa"],
-    "heat_jepa, no law": ["objective=heat_jepa", "objective.transport=false"],
+    "heat_jepa": TWO_CROPS,
+    "heat_jepa, no law": [*TWO_CROPS, "objective.transport=false"],
     "heat_completion": ["objective=heat_completion"],
     "heat_completion, no law": ["objective=heat_completion", "objective.transport=false"],
     "qb_heat": ["objective=qb_heat", "objective.visible_weight=1.0"],
@@ -81,15 +83,15 @@ def main() -> None:
 
 def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Pretrain and evaluate once; the row that is kept."""
-    settings = [*OBJECTIVES[name], *ENCODER, *data_settings(arguments), *arguments.settings]
-    settings += [f"seed={seed}", f"trainer.batch_size={BATCH}", "trainer.knn_every=0", "resume=never", *RECIPE]
-    settings += ["data.workers=0", "trainer.accelerator=cpu"]
+    settings = [*RECIPE, *OBJECTIVES[name], *ENCODER, *data_settings(arguments), f"seed={seed}", *arguments.settings]
+    settings += ["trainer.knn_every=0", "resume=never", "data.workers=0", "trainer.accelerator=cpu"]
     with tempfile.TemporaryDirectory() as folder:
         run_folder = Path(folder) / "run"
         few, more = (pretrain(settings, steps, run_folder)["cpu_seconds"] for steps in CALIBRATION_STEPS)
         seconds_per_step = (more - few) / (CALIBRATION_STEPS[1] - CALIBRATION_STEPS[0])
         steps = max(CALIBRATION_STEPS[1], round(60 * CORES * arguments.minutes / seconds_per_step))
         measured = pretrain(settings, steps, run_folder)
+        batch = OmegaConf.load(run_folder / "config.yaml").trainer.batch_size
         for command, *head in EVALUATIONS:
             heatssl(command, [f"run={run_folder}", f"seed={seed}", "random_init=false", *head])
         evaluation = json.loads((run_folder / "evaluation.json").read_text())["results"]
@@ -106,8 +108,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         **accuracies,
         "law_residual": residual,  # mean over the run's eight pictures, images that were not trained on
         "steps": steps,
-        "images_seen": steps * BATCH,
-        "images_per_core_second": round(BATCH / seconds_per_step, 1),
+        "images_seen": steps * batch,
+        "images_per_core_second": round(batch / seconds_per_step, 1),
         **measured,
         "hardware": hardware(torch.device("cpu")),
         "torch": torch.__version__,
