@@ -49,7 +49,7 @@ OBJECTIVES: dict[str, list[str]] = {
     "heat_completion": ["objective=heat_completion"],
     "heat_completion, no law": ["objective=heat_completion", "objective.transport=false"],
     "qb_heat": ["objective=qb_heat", "objective.visible_weight=1.0"],
-    "mae, light decoder": ["objective=mae", *LIGHT, "objective.decoder_depth=1"],
+    "mae, light decoder": ["objective=mae", *LIGHT, "objective.decoder_depth=1", "trainer.batch_size=64"],
     "mae, 4 blocks": ["objective=mae", *LIGHT, "objective.decoder_depth=4"],
     "simmim": ["objective=simmim"],
     "simclr": ["objective=simclr"],
