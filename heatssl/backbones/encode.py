@@ -15,8 +15,9 @@ import torch
 from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
+from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.errors import UserError
 
 _now = SimpleNamespace(visible=None)  # what encode_visible is encoding
@@ -35,7 +36,7 @@ def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
     Returns:
         field (B, C, rows, columns).
     """
-    if isinstance(backbone, VisionTransformer | Eva) and _has_other_size(backbone, images):
+    if is_token_model(backbone) and _has_other_size(backbone, images):
         patch = backbone.patch_embed.patch_size
         rows, columns = (side // length for side, length in zip(images.shape[2:], patch, strict=True))
         every = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
@@ -110,7 +111,7 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
             "choose a vit_*, deit_* or eva* backbone, or an objective whose visible part is one block"
         )
     grid = tuple(side // patch for side, patch in zip(images.shape[2:], backbone.patch_embed.patch_size, strict=True))
-    tokens = _embed_patches(backbone, images, visible)
+    tokens = embed_patches(backbone.patch_embed, images, visible)
     tokens = _add_positions(backbone, tokens, visible, grid)
     with _showing(visible):
         if isinstance(backbone, Eva):
@@ -146,28 +147,6 @@ def _takes_visible(backbone: Backbone) -> bool:
 def _has_other_size(backbone: Backbone, images: Tensor) -> bool:
     size = backbone.patch_embed.img_size
     return size is not None and tuple(size) != tuple(images.shape[2:])
-
-
-def _embed_patches(backbone: Backbone, images: Tensor, visible: Tensor) -> Tensor:
-    """Timm's patch embedding of the chosen patches only: (B, 3, H, W), (B, n) -> (B, n, C)."""
-    patch_embed = backbone.patch_embed
-    projection = getattr(patch_embed, "proj", None)
-    if not isinstance(projection, nn.Conv2d) or projection.kernel_size != projection.stride:
-        raise UserError(
-            f"the patch embedding of {type(backbone).__name__} overlaps its patches: choose one with plain patches"
-        )
-    height, width = projection.stride
-    batch, colours = images.shape[:2]
-    # B 3 (rows p) (columns q) -> B rows columns 3 p q is a view; the gather then copies visible patches only.
-    patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5)
-    row, column = visible // patches.shape[2], visible % patches.shape[2]
-    chosen = patches[torch.arange(batch, device=images.device)[:, None], row, column]
-    tokens = nn.functional.linear(
-        chosen.reshape(batch, visible.shape[1], colours * height * width),
-        projection.weight.flatten(1),
-        projection.bias,
-    )
-    return patch_embed.norm(tokens)
 
 
 def _add_positions(backbone: Backbone, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:

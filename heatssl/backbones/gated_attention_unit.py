@@ -1,0 +1,72 @@
+"""The gated attention unit: attention and feed-forward layer in one (FLASH, arXiv 2202.10447; GAU-alpha).
+
+    U = silu(X W_u)  (n, e),  V = silu(X W_v)  (n, e),  Z = silu(X W_z)  (n, s)
+    O = (U * A V) W_o,  A = normalise(Q(Z) K(Z)^T),  Q and K an affine map of each channel of the same Z
+
+One head. Two units have the parameters of an attention and a feed-forward layer at e = 2 d.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
+from heatssl.backbones.positions import Rotation, scores
+
+
+class ScaleOffset(nn.Module):
+    """Several affine maps of each channel of one input: z (..., s) -> (..., maps, s).
+
+    Args:
+        width: s.
+        maps: how many.
+        offset: whether they have offsets beside their scales.
+    """
+
+    def __init__(self, width: int, maps: int, offset: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(maps, width))
+        self.offset = nn.Parameter(torch.zeros(maps, width)) if offset else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        scaled = z.unsqueeze(-2) * self.scale
+        return scaled if self.offset is None else scaled + self.offset
+
+
+class GatedAttentionUnit(nn.Module):
+    """Tokens (B, n, d) -> (B, n, d).
+
+    Args:
+        width: d.
+        inner_width: e.
+        key_width: s.
+        normaliser: from scores to weights.
+        bias: whether linear layers have biases, and queries and keys offsets; GAU-alpha has none.
+        dropout: of the output.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inner_width: int,
+        key_width: int,
+        normaliser: NormaliserSettings,
+        *,
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.widths = [inner_width, inner_width, key_width]
+        self.enter = nn.Linear(width, sum(self.widths), bias=bias)
+        self.query_key = ScaleOffset(key_width, 2, offset=bias)
+        self.normalise = Normaliser(key_width, normaliser)
+        self.leave = nn.Linear(inner_width, width, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:
+        """Tokens (B, n, d), where they are, and which are there (B, n); None: all -> (B, n, d)."""
+        gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
+        query, key = self.query_key(z).unbind(-2)
+        keys = None if valid is None else valid[:, None, :]
+        attended = self.normalise(scores(query, key, rotation), keys) @ value
+        return self.dropout(self.leave(gate * attended))

@@ -1,0 +1,55 @@
+"""gau_*: Gated Attention Units as the only layer (FLASH-Quad of arXiv 2202.10447; GAU-alpha).
+
+Twice as many units as a ViT has blocks, e = 2 d, hold the parameters of that ViT. By default as GAU-alpha: no biases,
+``norm(x + unit(x))`` with a norm without parameters, softmax_plus, its initialisation.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
+from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
+from heatssl.backbones.residual import NormPlace, Residual
+
+_ORDER = 3  # of the depth in the initialisation, GAU-alpha
+
+
+class GatedAttentionEncoder(PatchEncoder):
+    """Patches -> gated attention units -> tokens.
+
+    Args:
+        expansion: e over d.
+        key_width: s.
+        bias: of linear layers, and offsets of queries and keys.
+        norm_place: ``post`` as GAU-alpha, ``pre`` as FLASH.
+        proj_drop_rate: dropout of what each layer adds.
+        **settings: see :class:`PatchEncoder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        expansion: float = 2.0,
+        key_width: int = 128,
+        bias: bool = False,
+        norm_place: NormPlace = "post",
+        proj_drop_rate: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        self.expansion, self.key_width, self.bias, self.norm_place = expansion, key_width, bias, norm_place
+        self.dropout = proj_drop_rate
+        super().__init__(key_width=key_width, norm_place=norm_place, **settings)
+        truncated_normal_(self.blocks.modules(), 1.0, len(self.blocks), _ORDER)
+
+    def block(self, drop_path: float) -> nn.Module:
+        """See :meth:`PatchEncoder.block`: one unit."""
+        unit = GatedAttentionUnit(
+            self.embed_dim,
+            round(self.expansion * self.embed_dim),
+            self.key_width,
+            self.weighting,
+            bias=self.bias,
+            dropout=self.dropout,
+        )
+        return Residual(unit, self.embed_dim, self.norm_place, drop_path)

@@ -1,0 +1,270 @@
+"""What gau_*, flash_* and roformer_v2_* share: patches in, blocks with rotary positions, timm's interface around.
+
+There is no class token and no position table. Features are the mean over patches, and a set of visible patches is
+encoded as the whole grid is, at its true positions.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models import checkpoint, register_notrace_function, register_notrace_module
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
+from heatssl.backbones.patch_embedding import embed_patches
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, scores
+from heatssl.backbones.residual import NormPlace
+
+register_notrace_module(RotaryPositions)
+register_notrace_module(Normaliser)
+register_notrace_function(scores)
+
+
+class PatchEncoder(nn.Module):
+    """Base of the models: a subclass makes the blocks.
+
+    Args:
+        img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, drop_rate,
+            drop_path_rate, dynamic_img_size: as in timm's ``VisionTransformer``; ``global_pool`` is ``avg`` or empty.
+        key_width: s of the queries and keys of one head.
+        norm_place: ``pre``, with a norm after the last block, or ``post``.
+        positions, position_base, position_scale, position_window: see
+            :class:`heatssl.backbones.positions.PositionSettings`.
+        normaliser, log_n_at_test: see :class:`heatssl.backbones.normalisers.NormaliserSettings`.
+        length: tokens at training; null: the patches of an image of ``img_size``.
+
+    Raises:
+        ValueError: on settings out of their range.
+    """
+
+    num_prefix_tokens = 0
+    has_class_token = False
+
+    def __init__(
+        self,
+        *,
+        key_width: int,
+        norm_place: NormPlace,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 768,
+        depth: int = 12,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        dynamic_img_size: bool = False,
+        positions: Any = "rope",
+        position_base: float = 100.0,
+        position_scale: float = 1.0,
+        position_window: float = 4.0,
+        normaliser: Any = "softmax_plus",
+        log_n_at_test: bool = False,
+        length: int | None = None,
+    ) -> None:
+        super().__init__()
+        if norm_place not in ("pre", "post"):
+            raise ValueError(f"norm_place must be pre or post, not {norm_place!r}")
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            strict_img_size=not dynamic_img_size,
+        )
+        settings = PositionSettings(positions, position_base, position_scale, position_window)
+        self.positions = RotaryPositions(key_width, settings)
+        self.weighting = NormaliserSettings(normaliser, length or self.tokens_attended(), log_n_at_test)
+        self.norm_in = (
+            nn.RMSNorm(embed_dim, eps=1e-6, elementwise_affine=False) if norm_place == "post" else nn.Identity()
+        )
+        self.blocks = nn.ModuleList(self.block(drop_path_rate * k / max(1, depth - 1)) for k in range(depth))
+        self.norm = nn.RMSNorm(embed_dim, eps=1e-6) if norm_place == "pre" else nn.Identity()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        reduction = max(self.patch_embed.patch_size)
+        self.feature_info = [
+            {"module": f"blocks.{index}", "num_chs": embed_dim, "reduction": reduction} for index in range(depth)
+        ]
+
+    def block(self, drop_path: float) -> nn.Module:
+        """One block: tokens (B, n, d), :class:`Rotation`, valid (B, n) or None -> (B, n, d)."""
+        raise NotImplementedError
+
+    def tokens_attended(self) -> int:
+        """How many keys a query has in an image of ``img_size``."""
+        return int(self.patch_embed.num_patches)
+
+    def arrange(
+        self,
+        x: Tensor,
+        places: Tensor,
+        valid: Tensor | None,
+        grid: tuple[int, int],  # noqa: ARG002
+    ) -> tuple[Tensor, Rotation, Tensor | None, Tensor]:
+        """What the blocks work on.
+
+        Args:
+            x: tokens (B, n, d).
+            places: row and column (B or 1, n, 2) of each.
+            valid: (B, n) bool, which of them are there; None: all.
+            grid: rows and columns of the image's patches.
+
+        Returns:
+            tokens, their rotation, and which are there, as the blocks take them; and where :meth:`restore` finds them.
+        """
+        return x, self.positions(places), valid, places
+
+    def restore(self, x: Tensor, slots: Tensor) -> Tensor:  # noqa: ARG002
+        """Inverse of :meth:`arrange`: -> (B, n, d)."""
+        return x
+
+    def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """Encode images, or some patches of each; the cost is that of these patches alone.
+
+        Args:
+            x: normalised images (B, 3, H, W).
+            visible: (B, n) long, row-major patch indices, any order; None: all.
+            valid: (B, n) bool, False where an entry of ``visible`` is padding; None: none is.
+
+        Returns:
+            (B, n, d), in the order of ``visible``.
+        """
+        grid = self.grid(x.shape[2], x.shape[3])
+        if visible is None:
+            tokens = self.patch_embed(x)
+            places = grid_places(x, grid[0], grid[1])
+        else:
+            tokens = self.embed_visible(x, visible)
+            places = torch.stack([visible // grid[1], visible % grid[1]], dim=-1).float()
+        tokens, rotation, valid, slots = self.arrange(self.norm_in(tokens), places, valid, grid)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                tokens = checkpoint(block, tokens, rotation, valid)
+            else:
+                tokens = block(tokens, rotation, valid)
+        return self.norm(self.restore(tokens, slots))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, n, d) -> logits; without a pool those of each token; ``pre_logits``: what the head would see."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,  # noqa: ARG002
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+    ) -> Any:
+        """Features after chosen blocks, as timm's models give them; there are no prefix tokens."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC, not {output_fmt!r}")
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        grid = self.grid(x.shape[2], x.shape[3])
+        places = grid_places(x, grid[0], grid[1])
+        tokens, rotation, valid, slots = self.arrange(self.norm_in(self.patch_embed(x)), places, None, grid)
+        found = []
+        for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            tokens = (
+                checkpoint(block, tokens, rotation, valid)
+                if self.grad_checkpointing
+                else block(tokens, rotation, valid)
+            )
+            if index in taken:
+                features = self.restore(tokens, slots)
+                found.append(self.norm(features) if norm else features)
+        if output_fmt == "NCHW":
+            found = [features.transpose(1, 2).unflatten(2, grid).contiguous() for features in found]
+        if output_dict:
+            final = {} if intermediates_only else {"image_features": self.norm(self.restore(tokens, slots))}
+            return {"image_intermediates": found} | final
+        return found if intermediates_only else (self.norm(self.restore(tokens, slots)), found)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen blocks do not need; the indices of those that stay to be taken."""
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return taken
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Another number of classes, 0 for none; another pool: ``avg`` or empty."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            if global_pool not in ("", "avg"):
+                raise ValueError(f"global_pool must be avg or empty, not {global_pool!r}")
+            self.global_pool = global_pool
+        weight = self.patch_embed.proj.weight
+        new = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.head = new.to(weight.device, weight.dtype)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute blocks again in the backward pass, to save memory."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        """Groups of parameters, for timm's layer decay."""
+        return {"stem": r"^patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        return height // self.patch_embed.patch_size[0], width // self.patch_embed.patch_size[1]
+
+    @torch.jit.unused
+    def embed_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+        """The chosen patches only, (B, 3, H, W), (B, n) -> (B, n, d)."""
+        return embed_patches(self.patch_embed, images, visible)
+
+
+def grid_places(images: Tensor, rows: int, columns: int) -> Tensor:
+    """Row and column of each patch of a grid, in row-major order: (1, n, 2), as float32."""
+    index = torch.arange(rows * columns, device=images.device)
+    return torch.stack([index // columns, index % columns], dim=-1)[None].float()
+
+
+register_notrace_function(grid_places)
+
+
+def truncated_normal_(layers: Iterable[nn.Module], gain: float, depth: int, order: int) -> None:
+    """GAU-alpha's and RoFormerV2's initialisation of linear layers: deviation 1.137 gain / sqrt(inputs) L^(-1 / order).
+
+    1.137 undoes the cut at two deviations. Biases are zero.
+    """
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            deviation = 1.13684723 * gain / layer.in_features**0.5 * depth ** (-1 / order)
+            nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,171 @@
+"""Rotary positions on the patch grid, and what stretches them beyond the grid of training.
+
+RoPE turns pairs of channels of queries and keys by angles proportional to their position, so that a score depends
+on the offset alone. In two dimensions (axial) the first half of the channels turns with the row, the second with the
+column. Beyond the offsets met in training the fast turns are noise; each of these keeps offsets familiar:
+
+* ``ntk``: slower turns, the slowest by ``scale`` and the fastest hardly at all: base * scale^(m / (m - 1)) for m
+  frequencies; ``ntk_mixed``: theta_j is divided by exp(a j^0.625), a m^0.625 = log scale, j = 1 ... m
+  (kexue.fm 9706; both as fixed changes of the frequencies);
+* ``rerope``: offsets beyond ``window`` count as ``window`` (kexue.fm 9708), on each axis by itself;
+* ``leaky_rerope``: beyond it they grow on, by 1 / ``scale`` a patch. A scale below 1 is the inverse (kexue.fm 9728):
+  train so, with steps above one outside the window, and evaluate with ``rope``.
+
+Nothing here has weights: :func:`set_positions` changes a trained model.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["rope", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
+_MIXED_EXPONENT = 0.625  # b of kexue.fm 9706, between position interpolation (0) and ntk (1)
+
+
+@dataclass(frozen=True)
+class PositionSettings:
+    """How offsets become angles.
+
+    Attributes:
+        kind: see the module's text.
+        base: of the frequencies base^(-j / m), radians per patch, j = 0 ... m - 1.
+        scale: ntk, ntk_mixed: sides of the new grid over those of training. leaky_rerope: patches outside the window
+            that count as one.
+        window: rerope, leaky_rerope: patches along an axis.
+
+    Raises:
+        ValueError: on an unknown kind, or numbers that are not positive.
+    """
+
+    kind: Kind = "rope"
+    base: float = 100.0
+    scale: float = 1.0
+    window: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"positions must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
+        if self.base <= 0 or self.scale <= 0 or self.window <= 0:
+            raise ValueError("base, scale and window of positions must be positive")
+
+
+class Rotation(NamedTuple):
+    """What a forward pass needs to know of its tokens' places; computed once, used by every layer.
+
+    Attributes:
+        cos, sin: (T, ..., n, s/2). T is 1; with a window 4: inside it, queries after and queries before their key
+            outside it, keys outside it.
+        beyond: (2, ..., n, n) by axis, 1 where a query lies more than the window after its key, -1 where before, 0
+            inside; without a window empty.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    beyond: Tensor
+
+
+class RotaryPositions(nn.Module):
+    """Places of tokens -> :class:`Rotation`, for queries and keys of one width.
+
+    Args:
+        width: s of queries and keys of one head, a multiple of 4.
+        settings: see :class:`PositionSettings`.
+
+    Raises:
+        ValueError: on another width.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, settings: PositionSettings) -> None:
+        super().__init__()
+        if width < 4 or width % 4:
+            raise ValueError(f"axial rotary positions need a width that 4 divides, not {width}")
+        self.width = width
+        self.register_buffer("frequencies", torch.empty(width // 4), persistent=False)
+        self.change(settings)
+
+    def change(self, settings: PositionSettings) -> None:
+        """Use other settings from now on."""
+        self.settings = settings
+        self.windowed = settings.kind in ("rerope", "leaky_rerope")
+        self.window = settings.window
+        self.step_outside = 0.0 if settings.kind == "rerope" else 1 / settings.scale
+        self.frequencies = frequencies(self.width // 4, settings).to(self.frequencies)
+
+    def forward(self, places: Tensor) -> Rotation:
+        """Rows and columns of tokens, (..., n, 2), real numbers in patches -> their rotation."""
+        versions = [places]
+        axes = places.movedim(-1, 0)
+        beyond = axes[..., :0, None]
+        if self.windowed:
+            # An offset d > w counts as w + (d - w) g = d g + w (1 - g): keys at p g, queries at p g +- w (1 - g).
+            outside, shift = places * self.step_outside, self.window * (1 - self.step_outside)
+            versions += [outside + shift, outside - shift, outside]
+            offset = axes[..., :, None] - axes[..., None, :]
+            beyond = (offset > self.window).to(places.dtype) - (offset < -self.window).to(places.dtype)
+        angles = (torch.stack(versions)[..., None] * self.frequencies).flatten(-2)
+        return Rotation(angles.cos(), angles.sin(), beyond)
+
+    def extra_repr(self) -> str:
+        return f"{self.width}, {self.settings}"
+
+
+def frequencies(number: int, settings: PositionSettings) -> Tensor:
+    """Radians per patch, (number,), the fastest first."""
+    index = torch.arange(number, dtype=torch.float32)
+    base = settings.base
+    if settings.kind == "ntk" and number > 1:
+        base *= settings.scale ** (number / (number - 1))
+    turns = base ** (-index / number)
+    if settings.kind == "ntk_mixed":
+        turns = turns / torch.exp(math.log(settings.scale) * ((index + 1) / number) ** _MIXED_EXPONENT)
+    return turns
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of channels (0, 1), (2, 3), ... of x (..., n, s) by angles (..., n, s/2)."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def scores(query: Tensor, key: Tensor, rotation: Rotation) -> Tensor:
+    """Dot products of rotated queries and keys, each (..., n, s) -> (..., n, n).
+
+    The leading axes of the rotation must broadcast with those of queries and keys: see :func:`for_heads`.
+    """
+    cos, sin, beyond = rotation.cos, rotation.sin, rotation.beyond
+    if beyond.numel() == 0:
+        return rotate(query, cos[0], sin[0]) @ rotate(key, cos[0], sin[0]).mT
+    by_axis: list[Tensor] = []
+    for axis in range(2):
+        q, k = query.chunk(2, -1)[axis], key.chunk(2, -1)[axis]
+        c, s = cos.chunk(2, -1)[axis], sin.chunk(2, -1)[axis]
+        far = rotate(k, c[3], s[3]).mT
+        after, before = rotate(q, c[1], s[1]) @ far, rotate(q, c[2], s[2]) @ far
+        near = rotate(q, c[0], s[0]) @ rotate(k, c[0], s[0]).mT
+        by_axis.append(torch.where(beyond[axis] > 0, after, torch.where(beyond[axis] < 0, before, near)))
+    return by_axis[0] + by_axis[1]
+
+
+def for_heads(rotation: Rotation) -> Rotation:
+    """The same for every head: (T, B, n, s/2) -> (T, B, 1, n, s/2), and so on."""
+    return Rotation(rotation.cos.unsqueeze(2), rotation.sin.unsqueeze(2), rotation.beyond.unsqueeze(2))
+
+
+def set_positions(model: nn.Module, settings: PositionSettings) -> None:
+    """Change how a model of rotary positions sees offsets; its weights stay as they are.
+
+    Raises:
+        ValueError: when it has no rotary positions.
+    """
+    found = [module for module in model.modules() if isinstance(module, RotaryPositions)]
+    if not found:
+        kind = type(model).__name__
+        raise ValueError(f"{kind} has no rotary positions: choose a gau_*, flash_* or roformer_v2_* model")
+    for module in found:
+        module.change(settings)

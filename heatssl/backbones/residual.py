@@ -1,0 +1,43 @@
+"""Where the norm goes around a residual layer, and how much of the layer is added."""
+
+from typing import Literal
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from heatssl.backbones.positions import Rotation
+
+NormPlace = Literal["pre", "post"]
+
+
+class Residual(nn.Module):
+    """``x + layer(norm(x))``, or ``norm(x + ramp * layer(x))`` with a norm that has no parameters (GAU-alpha).
+
+    Args:
+        layer: tokens (B, ..., d), their rotation, which are there -> same shape as the tokens.
+        width: d.
+        norm_place: ``pre`` or ``post``.
+        drop_path: probability that an image leaves the layer out.
+
+    Attributes:
+        ramp: 1; RoFormerV2 lets it grow from 0 in training (kexue.fm 8998), see
+            :func:`heatssl.backbones.set_residual_ramp`.
+    """
+
+    ramp: Tensor
+
+    def __init__(self, layer: nn.Module, width: int, norm_place: NormPlace, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.layer = layer
+        self.is_post = norm_place == "post"
+        self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=not self.is_post)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.register_buffer("ramp", torch.ones(()), persistent=self.is_post)
+
+    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:
+        inside = x if self.is_post else self.norm(x)
+        change = self.layer(inside, rotation, valid)
+        if self.is_post:
+            return self.norm(x + self.ramp * self.drop_path(change))
+        return x + self.drop_path(change)

@@ -1,0 +1,142 @@
+"""Gated units and chunk attention against their formulas written out, and against the FLASH-pytorch package."""
+
+import flash_pytorch
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heatssl.backbones.flash import chunk_size, rank_among_equals
+from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
+from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention
+from heatssl.backbones.normalisers import NormaliserSettings
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, rotate
+
+WIDTH, INNER, KEY = 12, 24, 8
+
+
+def places_of(rows: int, columns: int) -> torch.Tensor:
+    index = torch.arange(rows * columns)
+    return torch.stack([index // columns, index % columns], dim=-1)[None].float()
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """With every parameter away from where it starts."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module.eval()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["relu2", "relu2_fixed", "softmax"])
+def test_a_unit_is_its_formula(kind, bias):
+    unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings(kind, 5), bias=bias))
+    x, places = torch.randn(2, 6, WIDTH), places_of(2, 3)
+    rotation = RotaryPositions(KEY, PositionSettings())(places)
+    u, v, z = (
+        F.silu(part)
+        for part in torch.einsum("bnd,ed->bne", x, unit.enter.weight)
+        .add(unit.enter.bias if bias else 0)
+        .split([INNER, INNER, KEY], -1)
+    )
+    scale, offset = unit.query_key.scale, unit.query_key.offset if bias else torch.zeros(2, KEY)
+    q, k = (rotate(z * scale[i] + offset[i], rotation.cos[0], rotation.sin[0]) for i in range(2))
+    raw = torch.einsum("bis,bjs->bij", q, k)
+    a = (
+        raw.div(KEY**0.5).softmax(-1)
+        if kind == "softmax"
+        else raw.clamp_min(0) ** 2 / KEY / (6 if kind == "relu2" else 5)
+    )
+    expected = torch.einsum("bne,de->bnd", u * torch.einsum("bij,bje->bie", a, v), unit.leave.weight)
+    torch.testing.assert_close(unit(x, rotation), expected + (unit.leave.bias if bias else 0), atol=1e-5, rtol=1e-4)
+
+
+def test_a_unit_of_the_package_on_the_same_weights():
+    """Theirs squares relu(q k / n), ours divides relu(q k)^2 by n s: the same for n = s."""
+    ours = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings("relu2"), bias=True))
+    theirs = flash_pytorch.GAU(
+        dim=WIDTH, query_key_dim=KEY, expansion_factor=2.0, add_residual=False, norm_klass=lambda _: nn.Identity()
+    )
+    theirs.rel_pos_bias = None
+    with torch.no_grad():
+        gate, value, z = ours.enter.weight.split([INNER, INNER, KEY])
+        gate_bias, value_bias, z_bias = ours.enter.bias.split([INNER, INNER, KEY])
+        theirs.to_hidden[0].weight.copy_(torch.cat([value, gate]))
+        theirs.to_hidden[0].bias.copy_(torch.cat([value_bias, gate_bias]))
+        theirs.to_qk[0].weight.copy_(z)
+        theirs.to_qk[0].bias.copy_(z_bias)
+        theirs.offsetscale.gamma.copy_(ours.query_key.scale)
+        theirs.offsetscale.beta.copy_(ours.query_key.offset)
+        theirs.to_out[0].load_state_dict(ours.leave.state_dict())
+    x = torch.randn(2, KEY, WIDTH)
+    here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, KEY, 2))
+    torch.testing.assert_close(ours(x, here), theirs(x), atol=1e-5, rtol=1e-4)
+    valid = torch.arange(KEY).expand(2, -1) < 5
+    fixed = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings("relu2_fixed", KEY), bias=True))
+    fixed.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(fixed(x, here, valid), theirs(x, mask=valid), atol=1e-5, rtol=1e-4)
+
+
+def test_chunk_attention_of_the_package_on_the_same_weights():
+    chunks, places = 3, KEY  # n = s again
+    ours = shaken(MixedChunkAttention(WIDTH, INNER, KEY, NormaliserSettings("relu2"), bias=True))
+    theirs = flash_pytorch.FLASH(dim=WIDTH, group_size=places, query_key_dim=KEY, norm_klass=lambda _: nn.Identity())
+    theirs.rel_pos_bias.forward = lambda _: 0
+    order = [0, 2, 1, 3]  # theirs: near query, far query, near key, far key
+    with torch.no_grad():
+        gate, value, z = ours.enter.weight.split([INNER, INNER, KEY])
+        gate_bias, value_bias, z_bias = ours.enter.bias.split([INNER, INNER, KEY])
+        theirs.to_hidden[0].weight.copy_(torch.cat([value, gate]))
+        theirs.to_hidden[0].bias.copy_(torch.cat([value_bias, gate_bias]))
+        theirs.to_qk[0].weight.copy_(z)
+        theirs.to_qk[0].bias.copy_(z_bias)
+        theirs.qk_offset_scale.gamma.copy_(ours.query_key.scale[order])
+        theirs.qk_offset_scale.beta.copy_(ours.query_key.offset[order])
+        theirs.to_out.load_state_dict(ours.leave.state_dict())
+    x = torch.randn(2, chunks * places, WIDTH)
+    here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, chunks, places, 2))
+    found = ours(x.unflatten(1, (chunks, places)), here).flatten(1, 2)
+    torch.testing.assert_close(found, theirs(x) - x, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["relu2", "softmax"])
+def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind):
+    """The O(n^2) form: near scores where two tokens share a chunk, far scores everywhere, empty places nowhere."""
+    chunks, places = 3, 4
+    layer = shaken(MixedChunkAttention(WIDTH, INNER, KEY, NormaliserSettings(kind), bias=True))
+    x, where = torch.randn(2, chunks, places, WIDTH), torch.randint(9, (2, chunks, places, 2)).float()
+    valid = torch.rand(2, chunks, places) < 0.7
+    valid[:, :, 0] = True
+    rotation = RotaryPositions(KEY, PositionSettings())(where)
+    found = layer(x, rotation, valid)
+    with torch.no_grad():
+        u, v, z = F.silu(layer.enter(x.flatten(1, 2))).split([INNER, INNER, KEY], -1)
+        cos, sin = rotation.cos[0].flatten(1, 2), rotation.sin[0].flatten(1, 2)
+        q, k, far_q, far_k = (
+            rotate(z * layer.query_key.scale[i] + layer.query_key.offset[i], cos, sin) for i in range(4)
+        )
+        there = valid.flatten(1)
+        chunk = torch.arange(chunks).repeat_interleave(places)
+        near = (chunk[:, None] == chunk) & there[:, None, :]
+        raw = q @ k.mT / KEY**0.5
+        count = near.sum(-1, keepdim=True)
+        a = (
+            raw.masked_fill(~near, -torch.inf).softmax(-1)
+            if kind == "softmax"
+            else raw.clamp_min(0) ** 2 * near / count
+        )
+        a = a + far_q @ far_k.mT * there[:, None, :] / there.sum(1)[:, None, None]
+        expected = layer.leave(u * (a @ v)).unflatten(1, (chunks, places))
+    torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-4)
+
+
+def test_chunks_are_even_and_no_longer_than_asked_for():
+    assert chunk_size((14, 14), 16) == (14, 14)
+    assert chunk_size((28, 64), 16) == (14, 16)
+    assert chunk_size((12, 5), 4) == (4, 3)
+
+
+def test_ranks_count_equals_before():
+    values = torch.tensor([[2, 0, 2, 2, 1, 0], [5, 5, 5, 5, 5, 5]])
+    assert rank_among_equals(values).tolist() == [[0, 0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 5]]

@@ -1,0 +1,114 @@
+"""If these fail, tokens are told the wrong place, or a larger grid is met in another way than the settings say."""
+
+import math
+
+import pytest
+import torch
+from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
+
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, for_heads, frequencies, scores, set_positions
+
+WIDTH = 16
+
+
+def grid(rows: int, columns: int) -> torch.Tensor:
+    index = torch.arange(rows * columns)
+    return torch.stack([index // columns, index % columns], dim=-1)[None].float()
+
+
+def query_key(tokens: int, *lead: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(2, *lead, tokens, WIDTH), torch.randn(2, *lead, tokens, WIDTH)
+
+
+def raw(settings: PositionSettings, places: torch.Tensor, *lead: int) -> torch.Tensor:
+    query, key = query_key(places.shape[1], *lead)
+    rotation = RotaryPositions(WIDTH, settings)(places)
+    return scores(query, key, for_heads(rotation) if lead else rotation)
+
+
+def test_the_same_numbers_as_timm():
+    theirs = RotaryEmbeddingCat(WIDTH, max_res=224, temperature=100.0, in_pixels=False, feat_shape=[3, 5])
+    query, key = query_key(15)
+    table = theirs.get_embed()
+    expected = apply_rot_embed_cat(query, table) @ apply_rot_embed_cat(key, table).mT
+    torch.testing.assert_close(raw(PositionSettings(base=100.0), grid(3, 5)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rope", "ntk", "ntk_mixed", "rerope", "leaky_rerope"])
+def test_only_offsets_count(kind):
+    settings = PositionSettings(kind, scale=3.0, window=1.5)
+    shift = torch.tensor([5.0, -2.5])
+    torch.testing.assert_close(raw(settings, grid(4, 3)), raw(settings, grid(4, 3) + shift), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_and_columns_are_told_apart():
+    down, right = (raw(PositionSettings(), places) for places in (grid(4, 1), grid(1, 4)))
+    assert not torch.allclose(down, right)
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize(
+    "settings",
+    [PositionSettings("rerope", window=4.0), PositionSettings("leaky_rerope", scale=1.0, window=1.0)],
+    ids=["window of the grid", "leak of one"],
+)
+def test_nothing_changes_inside_the_window_or_with_a_leak_of_one(settings, lead):
+    torch.testing.assert_close(raw(settings, grid(5, 4), *lead), raw(PositionSettings(), grid(5, 4), *lead))
+
+
+@pytest.mark.parametrize(
+    "settings", [PositionSettings("rerope", window=2.0), PositionSettings("leaky_rerope", scale=4.0, window=2.0)]
+)
+def test_far_offsets_count_as_the_formula_says(settings):
+    """One pair of tokens at a time, turned by the offset that kexue.fm 9708 writes down, each axis by itself."""
+    places = grid(6, 5)
+    found = raw(settings, places)
+    query, key = query_key(30)
+    leak = 0.0 if settings.kind == "rerope" else 1 / settings.scale
+
+    def counted(offset: float) -> float:
+        far = abs(offset) - settings.window
+        return offset if far <= 0 else math.copysign(settings.window + far * leak, offset)
+
+    turn = RotaryPositions(WIDTH, PositionSettings())
+    for i, j in [(0, 29), (29, 0), (4, 25), (12, 13), (7, 27), (20, 2)]:
+        offset = torch.tensor([counted(d) for d in (places[0, i] - places[0, j]).tolist()])
+        pair = torch.stack([offset, torch.zeros(2)])[None]
+        both = torch.stack([query[0, i], key[0, j]])[None]
+        torch.testing.assert_close(found[0, i, j], scores(both, both, turn(pair))[0, 0, 1], atol=1e-5, rtol=1e-5)
+
+
+def test_ntk_leaves_the_fastest_turn_and_slows_the_slowest_by_the_scale():
+    plain = frequencies(8, PositionSettings())
+    slowed = plain / frequencies(8, PositionSettings("ntk", scale=3.0))
+    assert slowed[0].item() == pytest.approx(1)
+    assert slowed[-1].item() == pytest.approx(3)
+    mixed = plain / frequencies(8, PositionSettings("ntk_mixed", scale=3.0))
+    assert mixed[-1].item() == pytest.approx(3)
+    assert mixed[0] > 1
+    assert (mixed.diff() > 0).all()
+
+
+def test_positions_of_a_model_change_without_its_weights():
+    model = torch.nn.Sequential(RotaryPositions(WIDTH, PositionSettings()), torch.nn.Linear(2, 2))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    rotation = model[0](grid(2, 9))
+    set_positions(model, PositionSettings("rerope", window=2.0))
+    assert model[0](grid(2, 9)).beyond.numel() > rotation.beyond.numel() == 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="no rotary positions: choose a gau"):
+        set_positions(torch.nn.Linear(2, 2), PositionSettings())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PositionSettings("rope3"), "must be one of rope, ntk"),
+        (lambda: PositionSettings(window=0), "must be positive"),
+        (lambda: RotaryPositions(6, PositionSettings()), "4 divides, not 6"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
