@@ -109,7 +109,7 @@ def test_home_is_expanded_where_the_shell_does_not() -> None:
         ("objective.against_collapse=3", "objective.against_collapse=3: expected a word, such as contrast"),
         (
             "objective.temperature=warm",
-            "objective.temperature=warm: expected a number, such as 0.2",
+            "objective.temperature=warm: expected a number, such as 0.1",
         ),
         ("objective=qb_heap", "did you mean qb_heat? choose one of"),
         ("prior=laplas", "did you mean laplace? choose one of"),

@@ -1,7 +1,7 @@
 """flash_*: gated units whose attention is quadratic inside chunks and linear across (FLASH, arXiv 2202.10447).
 
-Chunks are rectangles of the patch grid of at most ``chunk`` patches a side, all of one size. The blocks work on
-tokens sorted into chunks; where a grid does not fill them, and where only some patches are visible, places stay empty.
+Chunks are rectangles of the patch grid of at most ``chunk`` patches a side, all of one size. Where a grid does not fill
+them, and where only some patches are visible, places stay empty.
 """
 
 import math
@@ -11,16 +11,16 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention
+from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention, into_chunks
 from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
-from heatssl.backbones.positions import Rotation
+from heatssl.backbones.positions import Whereabouts
 from heatssl.backbones.residual import NormPlace, Residual
 
 _ORDER = 3  # of the depth in the initialisation, as for gau_*
 
 
-class IntoChunks(nn.Module):
-    """Tokens -> tokens in chunks of the grid; a module, so that timm's graphs can take it as one step.
+class ChunkPlaces(nn.Module):
+    """Which place in which chunk each token has; a module, so that timm's graphs can take it as one step.
 
     Args:
         longest: side of a chunk, at most.
@@ -31,48 +31,38 @@ class IntoChunks(nn.Module):
         self.longest = longest
 
     def forward(
-        self, x: Tensor, places: Tensor, valid: Tensor | None, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Sort them.
+        self, places: Tensor, valid: Tensor | None, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Sort tokens into G chunks of m places each.
 
         Args:
-            x: tokens (B, n, d).
             places: row and column (B or 1, n, 2) of each.
             valid: (B, n) bool, which of them are there; None: all.
             grid: rows and columns of patches.
 
         Returns:
-            tokens (B, G, m, d), zero at empty slots; places (B or 1, G, m, 2); which slots are taken (B or 1, G, m),
-            None: all; and the slot (B or 1, n) of each token, g m + k.
+            rows and columns (B or 1, G, m, 2) in chunks, zero where a place is empty; which are taken (B or 1, G, m),
+            None: all; and the place g m + k of each token, (B or 1, n), G m for padding.
         """
         height, width = chunk_size(grid, self.longest)
         across = math.ceil(grid[1] / width)
-        chunks, size = math.ceil(grid[0] / height) * across, height * width
+        chunks, size, tokens = math.ceil(grid[0] / height) * across, height * width, places.shape[1]
         row, column = places[..., 0].long(), places[..., 1].long()
         chunk = row // height * across + column // width
-        is_whole = valid is None and x.shape[1] == grid[0] * grid[1]
+        is_whole = valid is None and tokens == grid[0] * grid[1]
         if is_whole:
             rank = row % height * width + column % width
         else:
-            size = min(size, x.shape[1])
+            size = min(size, tokens)
             if valid is not None:
                 chunk = torch.where(valid, chunk, chunks)  # padding goes behind the last chunk
             rank = rank_among_equals(chunk)
-        every = chunks * size
-        slots = (chunk * size + rank).clamp_max(every)  # one more slot, for all padding
-        if not is_whole or every > x.shape[1]:
-            taken = torch.zeros(slots.shape[0], every + 1, dtype=torch.bool, device=x.device)
-            valid = taken.scatter(1, slots, True)[:, :every].unflatten(1, (chunks, size))
-        where = torch.zeros(slots.shape[0], every + 1, 2, device=x.device)
-        where = where.scatter(1, slots[..., None].expand(-1, -1, 2), places.expand(slots.shape[0], -1, -1))
-        tokens = torch.zeros(x.shape[0], every + 1, x.shape[2], dtype=x.dtype, device=x.device)
-        tokens = tokens.scatter(1, slots[..., None].expand(x.shape[0], -1, x.shape[2]), x)
-        return (
-            tokens[:, :every].unflatten(1, (chunks, size)),
-            where[:, :every].unflatten(1, (chunks, size)),
-            valid,
-            slots.clamp_max(every - 1),
-        )
+        slots = (chunk * size + rank).clamp_max(chunks * size)
+        taken: Tensor | None = None
+        if not is_whole or chunks * size > tokens:
+            ones = torch.ones(slots.shape[0], tokens, 1, device=places.device)
+            taken = into_chunks(ones, slots, chunks, size).squeeze(-1) > 0
+        return into_chunks(places.expand(slots.shape[0], -1, -1), slots, chunks, size), taken, slots
 
 
 class MixedChunkEncoder(PatchEncoder):
@@ -105,11 +95,11 @@ class MixedChunkEncoder(PatchEncoder):
         self.expansion, self.key_width, self.bias, self.norm_place = expansion, key_width, bias, norm_place
         self.dropout = proj_drop_rate
         super().__init__(key_width=key_width, norm_place=norm_place, **settings)
-        self.into_chunks = IntoChunks(chunk)
+        self.chunks = ChunkPlaces(chunk)
         truncated_normal_(self.blocks.modules(), 1.0, len(self.blocks), _ORDER)
 
     def block(self, drop_path: float) -> nn.Module:
-        """See :meth:`PatchEncoder.block`; on tokens in chunks."""
+        """See :meth:`PatchEncoder.block`: one layer of chunk attention."""
         unit = MixedChunkAttention(
             self.embed_dim,
             round(self.expansion * self.embed_dim),
@@ -125,16 +115,10 @@ class MixedChunkEncoder(PatchEncoder):
         height, width = chunk_size(self.patch_embed.grid_size, self.chunk)
         return height * width
 
-    def arrange(
-        self, x: Tensor, places: Tensor, valid: Tensor | None, grid: tuple[int, int]
-    ) -> tuple[Tensor, Rotation, Tensor | None, Tensor]:
-        """See :meth:`PatchEncoder.arrange`: tokens (B, n, d) -> (B, G, m, d) in chunks, each token in its slot."""
-        tokens, where, valid, slots = self.into_chunks(x, places, valid, grid)
-        return tokens, self.positions(where), valid, slots
-
-    def restore(self, x: Tensor, slots: Tensor) -> Tensor:
-        """See :meth:`PatchEncoder.restore`."""
-        return x.flatten(1, 2).gather(1, slots[..., None].expand(x.shape[0], -1, x.shape[3]))
+    def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Whereabouts:
+        """See :meth:`PatchEncoder.locate`: places in chunks, and where each token is there."""
+        in_chunks, taken, slots = self.chunks(places, valid, grid)
+        return Whereabouts(self.positions(in_chunks), taken, slots)
 
 
 def chunk_size(grid: tuple[int, int], longest: int) -> tuple[int, int]:
@@ -154,5 +138,5 @@ def rank_among_equals(values: Tensor) -> Tensor:
 
 
 # What branches on a number of tokens is one step in a graph of timm's.
-register_notrace_module(IntoChunks)
+register_notrace_module(ChunkPlaces)
 register_notrace_module(MixedChunkAttention)

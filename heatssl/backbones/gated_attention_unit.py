@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
-from heatssl.backbones.positions import Rotation, scores
+from heatssl.backbones.positions import Whereabouts, scores
 
 
 class ScaleOffset(nn.Module):
@@ -63,10 +63,11 @@ class GatedAttentionUnit(nn.Module):
         self.leave = nn.Linear(inner_width, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:
-        """Tokens (B, n, d), where they are, and which are there (B, n); None: all -> (B, n, d)."""
+    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
+        """Tokens (B, n, d), where they are -> (B, n, d)."""
         gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
         query, key = self.query_key(z).unbind(-2)
-        keys = None if valid is None else valid[:, None, :]
-        attended = self.normalise(scores(query, key, rotation), keys) @ value
+        valid = where.valid
+        keys = None if valid is None else valid.unsqueeze(-2)
+        attended = self.normalise(scores(query, key, where.rotation), keys) @ value
         return self.dropout(self.leave(gate * attended))

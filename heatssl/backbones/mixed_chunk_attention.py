@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from heatssl.backbones.gated_attention_unit import ScaleOffset
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
-from heatssl.backbones.positions import Rotation, rotate, scores
+from heatssl.backbones.positions import Whereabouts, rotate, scores
 
 
 class MixedChunkAttention(nn.Module):
-    """Tokens in chunks (B, G, m, d) -> same.
+    """Tokens (B, n, d) -> same.
 
     Args:
         width: d.
@@ -48,27 +48,34 @@ class MixedChunkAttention(nn.Module):
         self.leave = nn.Linear(inner_width, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:
-        """One layer.
-
-        Args:
-            x: tokens (B, G, m, d) of G chunks of m places each.
-            rotation: of the places (B or 1, G, m).
-            valid: (B or 1, G, m) bool, False where a place is empty; None: all are taken.
-
-        Returns:
-            (B, G, m, d); at empty places whatever comes out.
-        """
-        chunks, places = x.shape[1], x.shape[2]
+    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
+        """Tokens (B, n, d), and their places in G chunks of m each -> (B, n, d)."""
+        rotation, taken, slots = where
+        assert slots is not None
+        chunks, places = rotation.cos.shape[-3], rotation.cos.shape[-2]
         gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
-        query, key, far_query, far_key = self.query_key(z).unbind(-2)
-        keys = None if valid is None else valid.unsqueeze(-2)
-        count = torch.full((1, 1, 1), float(chunks * places), device=x.device)
-        if valid is not None:
-            value = value * valid.unsqueeze(-1)
-            count = valid.sum(dim=(1, 2), dtype=torch.float32)[:, None, None].clamp_min(1)
+        query, key, far_query, far_key = (
+            into_chunks(self.query_key(z).flatten(2), slots, chunks, places).unflatten(-1, (4, -1)).unbind(-2)
+        )
+        value = into_chunks(value, slots, chunks, places)  # zero where nothing is
+        keys = None if taken is None else taken.unsqueeze(-2)
         near = self.normalise(scores(query, key, rotation), keys) @ value
         cos, sin = rotation.cos[0], rotation.sin[0]
-        memory = rotate(far_key, cos, sin).flatten(1, 2).mT @ value.flatten(1, 2)  # B s e
-        far = rotate(far_query, cos, sin).flatten(1, 2) @ (memory / count.to(x.dtype))
-        return self.dropout(self.leave(gate * (near + far.unflatten(1, (chunks, places)))))
+        count = torch.full((1, 1, 1), float(chunks * places), device=x.device)
+        if taken is not None:
+            count = taken.sum(dim=(1, 2)).clamp_min(1)[:, None, None]
+        memory = rotate(far_key, cos, sin).flatten(1, 2).mT @ value.flatten(1, 2) / count  # B s e
+        far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(x.dtype)
+        found = near.flatten(1, 2) + far
+        found = found.gather(1, slots.clamp_max(chunks * places - 1)[..., None].expand(x.shape[0], -1, found.shape[2]))
+        return self.dropout(self.leave(gate * found))
+
+
+def into_chunks(x: Tensor, slots: Tensor, chunks: int, places: int) -> Tensor:
+    """Put each token in its slot: (B, n, d), (B or 1, n) -> (B, chunks, places, d), zero elsewhere.
+
+    Slots from ``chunks * places`` on are for tokens that are not to be there.
+    """
+    room = torch.zeros(x.shape[0], chunks * places + 1, x.shape[2], dtype=x.dtype, device=x.device)
+    filled = room.scatter(1, slots[..., None].expand(x.shape[0], -1, x.shape[2]), x)
+    return filled[:, :-1].unflatten(1, (chunks, places))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
 from heatssl.backbones.patch_embedding import embed_patches
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, scores
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, Whereabouts, scores
 from heatssl.backbones.residual import NormPlace
 
 register_notrace_module(RotaryPositions)
@@ -96,36 +96,22 @@ class PatchEncoder(nn.Module):
         ]
 
     def block(self, drop_path: float) -> nn.Module:
-        """One block: tokens (B, n, d), :class:`Rotation`, valid (B, n) or None -> (B, n, d)."""
+        """One block: tokens (B, n, d), where they are -> (B, n, d)."""
         raise NotImplementedError
 
     def tokens_attended(self) -> int:
         """How many keys a query has in an image of ``img_size``."""
         return int(self.patch_embed.num_patches)
 
-    def arrange(
-        self,
-        x: Tensor,
-        places: Tensor,
-        valid: Tensor | None,
-        grid: tuple[int, int],  # noqa: ARG002
-    ) -> tuple[Tensor, Rotation, Tensor | None, Tensor]:
-        """What the blocks work on.
+    def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Whereabouts:  # noqa: ARG002
+        """What the blocks are told of tokens.
 
         Args:
-            x: tokens (B, n, d).
             places: row and column (B or 1, n, 2) of each.
             valid: (B, n) bool, which of them are there; None: all.
             grid: rows and columns of the image's patches.
-
-        Returns:
-            tokens, their rotation, and which are there, as the blocks take them; and where :meth:`restore` finds them.
         """
-        return x, self.positions(places), valid, places
-
-    def restore(self, x: Tensor, slots: Tensor) -> Tensor:  # noqa: ARG002
-        """Inverse of :meth:`arrange`: -> (B, n, d)."""
-        return x
+        return Whereabouts(self.positions(places), valid, None)
 
     def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Encode images, or some patches of each; the cost is that of these patches alone.
@@ -145,13 +131,14 @@ class PatchEncoder(nn.Module):
         else:
             tokens = self.embed_visible(x, visible)
             places = torch.stack([visible // grid[1], visible % grid[1]], dim=-1).float()
-        tokens, rotation, valid, slots = self.arrange(self.norm_in(tokens), places, valid, grid)
+        where = self.locate(places, valid, grid)
+        tokens = self.norm_in(tokens)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                tokens = checkpoint(block, tokens, rotation, valid)
+                tokens = checkpoint(block, tokens, where)
             else:
-                tokens = block(tokens, rotation, valid)
-        return self.norm(self.restore(tokens, slots))
+                tokens = block(tokens, where)
+        return self.norm(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, n, d) -> logits; without a pool those of each token; ``pre_logits``: what the head would see."""
@@ -182,23 +169,19 @@ class PatchEncoder(nn.Module):
         taken, last = feature_take_indices(len(self.blocks), indices)
         grid = self.grid(x.shape[2], x.shape[3])
         places = grid_places(x, grid[0], grid[1])
-        tokens, rotation, valid, slots = self.arrange(self.norm_in(self.patch_embed(x)), places, None, grid)
+        where = self.locate(places, None, grid)
+        tokens = self.norm_in(self.patch_embed(x))
         found = []
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            tokens = (
-                checkpoint(block, tokens, rotation, valid)
-                if self.grad_checkpointing
-                else block(tokens, rotation, valid)
-            )
+            tokens = checkpoint(block, tokens, where) if self.grad_checkpointing else block(tokens, where)
             if index in taken:
-                features = self.restore(tokens, slots)
-                found.append(self.norm(features) if norm else features)
+                found.append(self.norm(tokens) if norm else tokens)
         if output_fmt == "NCHW":
             found = [features.transpose(1, 2).unflatten(2, grid).contiguous() for features in found]
         if output_dict:
-            final = {} if intermediates_only else {"image_features": self.norm(self.restore(tokens, slots))}
+            final = {} if intermediates_only else {"image_features": self.norm(tokens)}
             return {"image_intermediates": found} | final
-        return found if intermediates_only else (self.norm(self.restore(tokens, slots)), found)
+        return found if intermediates_only else (self.norm(tokens), found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -67,6 +67,20 @@ class Rotation(NamedTuple):
     beyond: Tensor
 
 
+class Whereabouts(NamedTuple):
+    """What a block is told of its tokens (B, n, d), besides what they say.
+
+    Attributes:
+        rotation: of their places; for chunk attention of the places in chunks.
+        valid: (B, n) bool, which tokens are there, None: all; in chunks (B or 1, G, m), which places are taken.
+        slots: chunk attention: (B or 1, n) long, the place g m + k in chunks of each token.
+    """
+
+    rotation: Rotation
+    valid: Tensor | None
+    slots: Tensor | None
+
+
 class RotaryPositions(nn.Module):
     """Places of tokens -> :class:`Rotation`, for queries and keys of one width.
 

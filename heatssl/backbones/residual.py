@@ -6,7 +6,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from heatssl.backbones.positions import Rotation
+from heatssl.backbones.positions import Whereabouts
 
 NormPlace = Literal["pre", "post"]
 
@@ -15,7 +15,7 @@ class Residual(nn.Module):
     """``x + layer(norm(x))``, or ``norm(x + ramp * layer(x))`` with a norm that has no parameters (GAU-alpha).
 
     Args:
-        layer: tokens (B, ..., d), their rotation, which are there -> same shape as the tokens.
+        layer: tokens (B, n, d), where they are -> (B, n, d).
         width: d.
         norm_place: ``pre`` or ``post``.
         drop_path: probability that an image leaves the layer out.
@@ -35,9 +35,9 @@ class Residual(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.register_buffer("ramp", torch.ones(()), persistent=self.is_post)
 
-    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         inside = x if self.is_post else self.norm(x)
-        change = self.layer(inside, rotation, valid)
+        change = self.layer(inside, where)
         if self.is_post:
             return self.norm(x + self.ramp * self.drop_path(change))
         return x + self.drop_path(change)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
 from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
-from heatssl.backbones.positions import Rotation, for_heads, scores
+from heatssl.backbones.positions import Whereabouts, for_heads, scores
 from heatssl.backbones.residual import NormPlace, Residual
 
 _ORDER = 2  # of the depth in the initialisation, RoFormerV2
@@ -67,8 +67,8 @@ class Block(nn.Module):
         self.attention = attention
         self.feed_forward = feed_forward
 
-    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:
-        return self.feed_forward(self.attention(x, rotation, valid), rotation, valid)
+    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
+        return self.feed_forward(self.attention(x, where), where)
 
 
 class Attention(nn.Module):
@@ -84,12 +84,13 @@ class Attention(nn.Module):
         self.leave = nn.Linear(width, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         batch, tokens, width = x.shape
         parts = self.enter(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        valid = where.valid
         keys = None if valid is None else valid[:, None, None, :]
-        attended = self.normalise(scores(query, key, for_heads(rotation)), keys) @ value
+        attended = self.normalise(scores(query, key, for_heads(where.rotation)), keys) @ value
         return self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, tokens, width)))
 
 
@@ -102,5 +103,5 @@ class FeedForward(nn.Module):
         self.leave = nn.Linear(hidden, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, valid: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:  # noqa: ARG002
         return self.dropout(self.leave(F.gelu(self.enter(x))))

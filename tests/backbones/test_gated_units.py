@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatssl.backbones.flash import chunk_size, rank_among_equals
+from heatssl.backbones.flash import ChunkPlaces, chunk_size, rank_among_equals
 from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention
 from heatssl.backbones.normalisers import NormaliserSettings
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, rotate
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, Whereabouts, rotate
 
 WIDTH, INNER, KEY = 12, 24, 8
 
@@ -49,7 +49,9 @@ def test_a_unit_is_its_formula(kind, bias):
         else raw.clamp_min(0) ** 2 / KEY / (6 if kind == "relu2" else 5)
     )
     expected = torch.einsum("bne,de->bnd", u * torch.einsum("bij,bje->bie", a, v), unit.leave.weight)
-    torch.testing.assert_close(unit(x, rotation), expected + (unit.leave.bias if bias else 0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        unit(x, Whereabouts(rotation, None, None)), expected + (unit.leave.bias if bias else 0), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_unit_of_the_package_on_the_same_weights():
@@ -71,11 +73,11 @@ def test_a_unit_of_the_package_on_the_same_weights():
         theirs.to_out[0].load_state_dict(ours.leave.state_dict())
     x = torch.randn(2, KEY, WIDTH)
     here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, KEY, 2))
-    torch.testing.assert_close(ours(x, here), theirs(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours(x, Whereabouts(here, None, None)), theirs(x), atol=1e-5, rtol=1e-4)
     valid = torch.arange(KEY).expand(2, -1) < 5
     fixed = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings("relu2_fixed", KEY), bias=True))
     fixed.load_state_dict(ours.state_dict())
-    torch.testing.assert_close(fixed(x, here, valid), theirs(x, mask=valid), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fixed(x, Whereabouts(here, valid, None)), theirs(x, mask=valid), atol=1e-5, rtol=1e-4)
 
 
 def test_chunk_attention_of_the_package_on_the_same_weights():
@@ -96,39 +98,41 @@ def test_chunk_attention_of_the_package_on_the_same_weights():
         theirs.to_out.load_state_dict(ours.leave.state_dict())
     x = torch.randn(2, chunks * places, WIDTH)
     here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, chunks, places, 2))
-    found = ours(x.unflatten(1, (chunks, places)), here).flatten(1, 2)
+    found = ours(x, Whereabouts(here, None, torch.arange(chunks * places)[None]))
     torch.testing.assert_close(found, theirs(x) - x, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tokens", [30, 17])
 @pytest.mark.parametrize("kind", ["relu2", "softmax"])
-def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind):
-    """The O(n^2) form: near scores where two tokens share a chunk, far scores everywhere, empty places nowhere."""
-    chunks, places = 3, 4
+def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, tokens):
+    """The O(n^2) form: near scores where two tokens share a chunk, far scores everywhere, padding nowhere."""
+    rows, columns = 5, 6  # chunks of 3 x 3, of which the lower ones are a row short
     layer = shaken(MixedChunkAttention(WIDTH, INNER, KEY, NormaliserSettings(kind), bias=True))
-    x, where = torch.randn(2, chunks, places, WIDTH), torch.randint(9, (2, chunks, places, 2)).float()
-    valid = torch.rand(2, chunks, places) < 0.7
-    valid[:, :, 0] = True
-    rotation = RotaryPositions(KEY, PositionSettings())(where)
-    found = layer(x, rotation, valid)
+    x = torch.randn(2, tokens, WIDTH)
+    index = torch.stack([torch.randperm(rows * columns)[:tokens] for _ in range(2)])
+    valid = torch.arange(tokens).expand(2, -1) < 14 if tokens < rows * columns else None
+    places = torch.stack([index // columns, index % columns], dim=-1).float()
+    there = torch.ones(2, tokens, dtype=torch.bool) if valid is None else valid
+    positions = RotaryPositions(KEY, PositionSettings())
+    in_chunks, taken, slots = ChunkPlaces(3)(places, valid, (rows, columns))
+    found = layer(x, Whereabouts(positions(in_chunks), taken, slots))
     with torch.no_grad():
-        u, v, z = F.silu(layer.enter(x.flatten(1, 2))).split([INNER, INNER, KEY], -1)
-        cos, sin = rotation.cos[0].flatten(1, 2), rotation.sin[0].flatten(1, 2)
+        u, v, z = F.silu(layer.enter(x)).split([INNER, INNER, KEY], -1)
+        rotation = positions(places)
         q, k, far_q, far_k = (
-            rotate(z * layer.query_key.scale[i] + layer.query_key.offset[i], cos, sin) for i in range(4)
+            rotate(z * layer.query_key.scale[i] + layer.query_key.offset[i], rotation.cos[0], rotation.sin[0])
+            for i in range(4)
         )
-        there = valid.flatten(1)
-        chunk = torch.arange(chunks).repeat_interleave(places)
-        near = (chunk[:, None] == chunk) & there[:, None, :]
+        chunk = (places // 3) @ torch.tensor([10.0, 1.0])
+        near = (chunk[:, :, None] == chunk[:, None, :]) & there[:, None, :]
         raw = q @ k.mT / KEY**0.5
-        count = near.sum(-1, keepdim=True)
-        a = (
-            raw.masked_fill(~near, -torch.inf).softmax(-1)
-            if kind == "softmax"
-            else raw.clamp_min(0) ** 2 * near / count
-        )
+        if kind == "softmax":
+            a = raw.masked_fill(~near, -torch.inf).softmax(-1).nan_to_num()
+        else:
+            a = raw.clamp_min(0) ** 2 * near / near.sum(-1, keepdim=True).clamp_min(1)
         a = a + far_q @ far_k.mT * there[:, None, :] / there.sum(1)[:, None, None]
-        expected = layer.leave(u * (a @ v)).unflatten(1, (chunks, places))
-    torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-4)
+        expected = layer.leave(u * (a @ v))
+    torch.testing.assert_close(found[there], expected[there], atol=1e-5, rtol=1e-4)
 
 
 def test_chunks_are_even_and_no_longer_than_asked_for():
