@@ -114,6 +114,10 @@ def _function(command: str) -> Callable[[Any], Any]:
         from heatssl.attribution import run_attribute
 
         return run_attribute
+    if command == "models":
+        from heatssl.backbones.table import print_models
+
+        return print_models
     from heatssl.report import write_report
 
     return lambda config: print(write_report(Path(config.run)))

@@ -47,6 +47,7 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     warmup_steps: int = 100
+    fade_in_steps: int = 0  # post-norm backbones: the share of each layer grows from 0 to 1 (RoFormerV2); 0: it is 1
 
 
 @dataclass
@@ -146,12 +147,20 @@ class ReportConfig:
     run: str = "runs/pretrain"  # run folder; report.html is written into it
 
 
+@dataclass
+class ModelsConfig:
+    """``heatssl models``."""
+
+    names: str = "gau_*,flash_*,roformer_v2_*"  # patterns, with commas between; any of timm's: vit_small_*
+
+
 SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "probe": ProbeConfig,
     "knn": KnnConfig,
     "attribute": AttributeConfig,
     "report": ReportConfig,
+    "models": ModelsConfig,
 }
 
 # Keys of PretrainConfig in which a run may differ from the one it continues.

@@ -15,6 +15,7 @@ SUMMARY = {
     "knn": "report the accuracy of nearest neighbours among frozen features",
     "attribute": "write heatmaps of where the features come from, with or without a classifier",
     "report": "write report.html from what a run folder holds",
+    "models": "list backbones with their parameters, operations and input size",
 }
 EXAMPLES = {
     "demo": ["heatssl demo", "heatssl demo seed=1 output=runs/demo_seed1"],
@@ -38,6 +39,7 @@ EXAMPLES = {
         "heatssl attribute run=runs/demo methods=[gradcam] images=[cat.jpg,dog.jpg] target=cat.jpg",
     ],
     "report": ["heatssl report run=runs/demo"],
+    "models": ["heatssl models", "heatssl models names=vit_small_*,gau_small_*"],
 }
 
 

@@ -44,11 +44,11 @@ def on_the_way(axis: Axes) -> None:
 
 def at_the_end(axis: Axes) -> None:
     """Linear probe over kNN, one point for each objective."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows("objectives.jsonl"):
-        if row["data"] == "imagenette" and row["minutes"] == 10:
-            groups.setdefault((row["objective"], row["split"]), []).append(row)
-    for (objective, _), group in groups.items():
+        if row["data"] == "imagenette" and row["minutes"] == 10 and row["split"] == "val":
+            groups.setdefault(row["objective"], []).append(row)
+    for objective, group in groups.items():
         knn, linear = (100 * mean(row[key] for row in group) for key in ("knn", "linear"))
         axis.plot(
             knn,
@@ -57,7 +57,7 @@ def at_the_end(axis: Axes) -> None:
             color=COLOURS.get(objective),
             label=f"{objective} ({len(group)} seed{'s' if len(group) > 1 else ''})",
         )
-    axis.set(title="Benchmark A: 10 minutes of two cores", xlabel="kNN, %", ylabel="linear probe, %")
+    axis.set(title="Benchmark A, val: 10 minutes of two cores", xlabel="kNN, %", ylabel="linear probe, %")
     if groups:
         axis.legend(fontsize=7, frameon=False)
 

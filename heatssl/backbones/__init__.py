@@ -12,6 +12,7 @@ from heatssl.backbones.encode import (
 )
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.mask_token import embedding_width, encode_masked
+from heatssl.backbones.residual import fade_in
 
 __all__ = [
     "Geometry",
@@ -21,6 +22,7 @@ __all__ = [
     "encode_block",
     "encode_masked",
     "encode_visible",
+    "fade_in",
     "feature_map",
     "geometry",
     "is_token_model",

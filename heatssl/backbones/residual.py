@@ -7,6 +7,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from heatssl.backbones.positions import Whereabouts
+from heatssl.errors import UserError
 
 NormPlace = Literal["pre", "post"]
 
@@ -21,8 +22,7 @@ class Residual(nn.Module):
         drop_path: probability that an image leaves the layer out.
 
     Attributes:
-        ramp: 1; RoFormerV2 lets it grow from 0 in training (kexue.fm 8998), see
-            :func:`heatssl.backbones.set_residual_ramp`.
+        ramp: 1; RoFormerV2 lets it grow from 0 in training (kexue.fm 8998), see :func:`fade_in`.
     """
 
     ramp: Tensor
@@ -41,3 +41,19 @@ class Residual(nn.Module):
         if self.is_post:
             return self.norm(x + self.ramp * self.drop_path(change))
         return x + self.drop_path(change)
+
+
+def fade_in(model: nn.Module, share: float) -> None:
+    """Let every post-norm layer add this share, from 0 to 1, of what it makes.
+
+    Raises:
+        UserError: when there is no such layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Residual) and module.is_post]
+    if not layers:
+        raise UserError(
+            f"optimizer.fade_in_steps: {type(model).__name__} has no post-norm layer to fade in: set it to 0, "
+            "or choose a gau_*, flash_* or roformer_v2_* backbone"
+        )
+    for layer in layers:
+        layer.ramp.fill_(share)

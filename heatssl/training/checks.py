@@ -31,6 +31,7 @@ def check_settings(config: PretrainConfig) -> None:
         ("trainer.knn_every", trainer.knn_every, 0),
         ("trainer.gradient_clip", trainer.gradient_clip, 0),
         ("optimizer.warmup_steps", optimizer.warmup_steps, 0),
+        ("optimizer.fade_in_steps", optimizer.fade_in_steps, 0),
         ("optimizer.weight_decay", optimizer.weight_decay, 0),
         ("optimizer.final_learning_rate", optimizer.final_learning_rate, 0),
         ("data.workers", config.data.workers, 0),

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from heatssl.backbones import fade_in
 from heatssl.config import PretrainConfig
 from heatssl.data import BadFiles, Batch, augment, normalise
 from heatssl.errors import UserError
@@ -41,6 +42,8 @@ class PretrainModule(L.LightningModule):
         self.bad_files = BadFiles(config.data.bad_fraction)
         # Made here and not when Lightning asks, so that a wrong name stops before anything is written.
         self.optimizer, self.decay = create_optimizer(objective, config.optimizer)
+        if config.optimizer.fade_in_steps:
+            fade_in(objective.backbone, 1.0)  # is there anything to fade in?
 
     def training_step(self, batch: Batch, *_: Any) -> Tensor:
         """One loss. Images of the batch: uint8 (B K, 3, S, S), K the objective's crops of each image."""
@@ -48,6 +51,8 @@ class PretrainModule(L.LightningModule):
         if len(batch.images) == 0:
             raise UserError(f"no image of step {self.global_step} could be read ({batch.bad[0]}): replace it")
         torch.manual_seed(step_seed(self.config.seed, self.global_step, self.global_rank))
+        if self.config.optimizer.fade_in_steps:
+            fade_in(self.objective, min(1.0, (self.global_step + 1) / self.config.optimizer.fade_in_steps))
         with torch.autocast(self.device.type, enabled=False):  # kornia is not safe in half precision
             images = normalise(augment(batch.images, self.config.data), self.config.data)
         self.batch, self.outputs = batch, self.objective(images)

@@ -15,9 +15,10 @@ from timm.models._features_fx import create_feature_extractor
 from torch import nn
 
 import heatssl  # noqa: F401 (registers the names)
-from heatssl.backbones import encode_visible, feature_map, geometry, is_token_model
+from heatssl.backbones import encode_visible, fade_in, feature_map, geometry, is_token_model
 from heatssl.backbones.normalisers import NormaliserSettings, set_normaliser
 from heatssl.backbones.positions import PositionSettings, set_positions
+from heatssl.errors import UserError
 
 NAMES = [
     *(f"gau_{size}_{inputs}" for size in ("tiny", "small", "base") for inputs in ("patch16_224", "patch8_96")),
@@ -230,6 +231,24 @@ def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     torch.testing.assert_close(model(images), small(kind, normaliser="softmax")(images))
     set_normaliser(model, model.weighting)
     torch.testing.assert_close(model(images), before)
+
+
+def test_layers_fade_in_and_the_share_is_kept_with_the_weights(kind):
+    model, images = small(kind), torch.randn(2, 3, 64, 64)
+    if kind == "gau_pre":
+        with pytest.raises(UserError, match="no post-norm layer to fade in: set it to 0"):
+            fade_in(model, 0.5)
+        return
+    whole = model(images)
+    fade_in(model, 0.0)
+    embedded = model.norm_in(model.patch_embed(images))
+    torch.testing.assert_close(model.forward_features(images), embedded, atol=1e-4, rtol=1e-4)
+    fade_in(model, 0.5)
+    half = model(images)
+    assert not torch.allclose(half, whole)
+    again = small(kind)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(images), half)
 
 
 @pytest.mark.parametrize("normaliser", ["relu2", "relu2_fixed", "softmax", "softmax_plus"])
