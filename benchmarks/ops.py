@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from heatssl.evaluation.results import commit, hardware
-from heatssl.heat import FirstOrder, laplacian_stencil
-from heatssl.ops import Boundary, depthwise_stencil, fill_quarters_commuting, fill_quarters_full, residual_loss
+from heatssl.heat import FirstOrder, Propagator, laplacian_stencil
+from heatssl.ops import Boundary, depthwise_stencil, residual_loss
 
 RESULTS = Path(__file__).parent / "results" / "ops"
 FIVE = laplacian_stencil("5pt")
@@ -209,24 +209,12 @@ def quarter_rows(size: tuple[int, ...], commuting: bool, repeats: int, device: t
     law = FirstOrder(size[1], commuting=commuting).to(device)
     quarter = torch.randn(size, device=device, requires_grad=True)
     corner = torch.arange(size[0], device=device) * 4 // size[0]
-    groups = torch.bincount(corner, minlength=4).tolist()
 
     def one_by_one() -> Tensor:
-        maps = []
-        for visible, z in enumerate(quarter.split(groups)):
-            row, column = divmod(visible, 2)
-            lines = [
-                torch.cat([law.move(z, (j - column) * size[3], (i - row) * size[2]) for j in (0, 1)], dim=3)
-                for i in (0, 1)
-            ]
-            maps.append(torch.cat(lines, dim=2))
-        return torch.cat(maps)
+        return Propagator.move_to_quarters(law, quarter, corner)
 
     def at_once() -> Tensor:
-        if commuting:
-            return fill_quarters_commuting(quarter, corner, *law.generators())
-        identity = torch.eye(size[1], device=device)
-        return fill_quarters_full(quarter, corner, identity + law.A, identity + law.B)
+        return law.move_to_quarters(quarter, corner)
 
     torch.testing.assert_close(one_by_one(), at_once(), rtol=1e-3, atol=1e-3)
     calls = {

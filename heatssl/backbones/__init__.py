@@ -12,10 +12,15 @@ from heatssl.backbones.encode import (
 )
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.mask_token import embedding_width, encode_masked
+from heatssl.backbones.normalisers import NormaliserSettings
+from heatssl.backbones.positions import PositionSettings
 from heatssl.backbones.residual import fade_in
+from heatssl.backbones.switches import set_normaliser, set_positions
 
 __all__ = [
     "Geometry",
+    "NormaliserSettings",
+    "PositionSettings",
     "as_field",
     "create_backbone",
     "embedding_width",
@@ -28,4 +33,6 @@ __all__ = [
     "is_token_model",
     "patches_shown",
     "pooled_features",
+    "set_normaliser",
+    "set_positions",
 ]

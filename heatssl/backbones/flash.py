@@ -11,12 +11,9 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from heatssl.backbones.gau import GatedAttentionEncoder
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention, into_chunks
-from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
 from heatssl.backbones.positions import Whereabouts
-from heatssl.backbones.residual import NormPlace, Residual
-
-_ORDER = 3  # of the depth in the initialisation, as for gau_*
 
 
 class ChunkPlaces(nn.Module):
@@ -65,50 +62,22 @@ class ChunkPlaces(nn.Module):
         return into_chunks(places.expand(slots.shape[0], -1, -1), slots, chunks, size), taken, slots
 
 
-class MixedChunkEncoder(PatchEncoder):
+class MixedChunkEncoder(GatedAttentionEncoder):
     """Patches -> mixed chunk attention -> tokens.
 
     Args:
         chunk: the longest side of a chunk, in patches; 16 make the 256 tokens of the paper.
-        expansion: e over d.
-        key_width: s.
-        bias: of linear layers, and offsets of queries and keys.
-        norm_place: ``pre`` as the paper, ``post`` as GAU-alpha.
-        proj_drop_rate: dropout of what each layer adds.
-        **settings: see :class:`PatchEncoder`.
+        **settings: see :class:`GatedAttentionEncoder`.
     """
 
-    def __init__(
-        self,
-        *,
-        chunk: int = 16,
-        expansion: float = 2.0,
-        key_width: int = 128,
-        bias: bool = False,
-        norm_place: NormPlace = "post",
-        proj_drop_rate: float = 0.0,
-        **settings: Any,
-    ) -> None:
+    unit = MixedChunkAttention
+
+    def __init__(self, *, chunk: int = 16, **settings: Any) -> None:
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 patch, not {chunk}")
         self.chunk = chunk
-        self.expansion, self.key_width, self.bias, self.norm_place = expansion, key_width, bias, norm_place
-        self.dropout = proj_drop_rate
-        super().__init__(key_width=key_width, norm_place=norm_place, **settings)
+        super().__init__(**settings)
         self.chunks = ChunkPlaces(chunk)
-        truncated_normal_(self.blocks.modules(), 1.0, len(self.blocks), _ORDER)
-
-    def block(self, drop_path: float) -> nn.Module:
-        """See :meth:`PatchEncoder.block`: one layer of chunk attention."""
-        unit = MixedChunkAttention(
-            self.embed_dim,
-            round(self.expansion * self.embed_dim),
-            self.key_width,
-            self.weighting,
-            bias=self.bias,
-            dropout=self.dropout,
-        )
-        return Residual(unit, self.embed_dim, self.norm_place, drop_path)
 
     def tokens_attended(self) -> int:
         """Patches of a chunk, in an image of ``img_size``."""

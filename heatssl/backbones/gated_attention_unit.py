@@ -33,8 +33,8 @@ class ScaleOffset(nn.Module):
         return scaled if self.offset is None else scaled + self.offset
 
 
-class GatedAttentionUnit(nn.Module):
-    """Tokens (B, n, d) -> (B, n, d).
+class GatedUnit(nn.Module):
+    """A gated unit, but for what mixes the tokens: (B, n, d) -> (B, n, d).
 
     Args:
         width: d.
@@ -43,7 +43,12 @@ class GatedAttentionUnit(nn.Module):
         normaliser: from scores to weights.
         bias: whether linear layers have biases, and queries and keys offsets; GAU-alpha has none.
         dropout: of the output.
+
+    Attributes:
+        maps: queries and keys that are made of each z.
     """
+
+    maps: int
 
     def __init__(
         self,
@@ -52,13 +57,13 @@ class GatedAttentionUnit(nn.Module):
         key_width: int,
         normaliser: NormaliserSettings,
         *,
-        bias: bool = False,
+        bias: bool,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.widths = [inner_width, inner_width, key_width]
         self.enter = nn.Linear(width, sum(self.widths), bias=bias)
-        self.query_key = ScaleOffset(key_width, 2, offset=bias)
+        self.query_key = ScaleOffset(key_width, self.maps, offset=bias)
         self.normalise = Normaliser(key_width, normaliser)
         self.leave = nn.Linear(inner_width, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
@@ -66,8 +71,21 @@ class GatedAttentionUnit(nn.Module):
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         """Tokens (B, n, d), where they are -> (B, n, d)."""
         gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
+        return self.dropout(self.leave(gate * self.attend(value, z, where)))
+
+    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """A V: values (B, n, e), what queries and keys are made of (B, n, s) -> (B, n, e)."""
+        raise NotImplementedError
+
+
+class GatedAttentionUnit(GatedUnit):
+    """One head of attention over all tokens; arguments are those of :class:`GatedUnit`."""
+
+    maps = 2
+
+    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """See :meth:`GatedUnit.attend`."""
         query, key = self.query_key(z).unbind(-2)
         valid = where.valid
         keys = None if valid is None else valid.unsqueeze(-2)
-        attended = self.normalise(scores(query, key, where.rotation), keys) @ value
-        return self.dropout(self.leave(gate * attended))
+        return self.normalise(scores(query, key, where.rotation), keys) @ value

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
+from heatssl.backbones.gated_attention_unit import GatedAttentionUnit, GatedUnit
 from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
 from heatssl.backbones.residual import NormPlace, Residual
 
@@ -25,7 +25,12 @@ class GatedAttentionEncoder(PatchEncoder):
         norm_place: ``post`` as GAU-alpha, ``pre`` as FLASH.
         proj_drop_rate: dropout of what each layer adds.
         **settings: see :class:`PatchEncoder`.
+
+    Attributes:
+        unit: the layer.
     """
+
+    unit: type[GatedUnit] = GatedAttentionUnit
 
     def __init__(
         self,
@@ -40,11 +45,11 @@ class GatedAttentionEncoder(PatchEncoder):
         self.expansion, self.key_width, self.bias, self.norm_place = expansion, key_width, bias, norm_place
         self.dropout = proj_drop_rate
         super().__init__(key_width=key_width, norm_place=norm_place, **settings)
-        truncated_normal_(self.blocks.modules(), 1.0, len(self.blocks), _ORDER)
+        truncated_normal_(self.blocks.modules(), len(self.blocks), _ORDER)
 
     def block(self, drop_path: float) -> nn.Module:
         """See :meth:`PatchEncoder.block`: one unit."""
-        unit = GatedAttentionUnit(
+        unit = self.unit(
             self.embed_dim,
             round(self.expansion * self.embed_dim),
             self.key_width,

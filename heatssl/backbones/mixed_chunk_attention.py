@@ -7,68 +7,43 @@ Chunks are squares of the patch grid here, not runs of a sequence; nothing is ca
 number of tokens.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Any
 
-from heatssl.backbones.gated_attention_unit import ScaleOffset
-from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
+import torch
+from torch import Tensor
+
+from heatssl.backbones.gated_attention_unit import GatedUnit
 from heatssl.backbones.positions import Whereabouts, rotate, scores
 
 
-class MixedChunkAttention(nn.Module):
-    """Tokens (B, n, d) -> same.
+class MixedChunkAttention(GatedUnit):
+    """Attention in chunks, linear attention across; arguments are those of :class:`GatedUnit`."""
 
-    Args:
-        width: d.
-        inner_width: e.
-        key_width: s.
-        normaliser: from scores inside a chunk to weights; its length is that of a chunk.
-        bias: whether linear layers have biases, and queries and keys offsets.
-        dropout: of the output.
-    """
+    maps = 4
 
-    def __init__(
-        self,
-        width: int,
-        inner_width: int,
-        key_width: int,
-        normaliser: NormaliserSettings,
-        *,
-        bias: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.widths = [inner_width, inner_width, key_width]
-        self.enter = nn.Linear(width, sum(self.widths), bias=bias)
-        self.query_key = ScaleOffset(key_width, 4, offset=bias)
+    def __init__(self, width: int, inner_width: int, key_width: int, *arguments: Any, **settings: Any) -> None:
+        super().__init__(width, inner_width, key_width, *arguments, **settings)
         with torch.no_grad():
             self.query_key.scale[2] = key_width**-0.5  # far queries: scores of the size of those near, at first
-        self.normalise = Normaliser(key_width, normaliser)
-        self.leave = nn.Linear(inner_width, width, bias=bias)
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
-        """Tokens (B, n, d), and their places in G chunks of m each -> (B, n, d)."""
+    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """See :meth:`GatedUnit.attend`; tokens have places in G chunks of m each."""
         rotation, taken, slots = where
         assert slots is not None
         chunks, places = rotation.cos.shape[-3], rotation.cos.shape[-2]
-        gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
-        query, key, far_query, far_key = (
-            into_chunks(self.query_key(z).flatten(2), slots, chunks, places).unflatten(-1, (4, -1)).unbind(-2)
-        )
         value = into_chunks(value, slots, chunks, places)  # zero where nothing is
+        query, key, far_query, far_key = self.query_key(into_chunks(z, slots, chunks, places)).unbind(-2)
         keys = None if taken is None else taken.unsqueeze(-2)
         near = self.normalise(scores(query, key, rotation), keys) @ value
         cos, sin = rotation.cos[0], rotation.sin[0]
-        count = torch.full((1, 1, 1), float(chunks * places), device=x.device)
+        count = torch.full((1, 1, 1), float(chunks * places), device=z.device)
         if taken is not None:
             count = taken.sum(dim=(1, 2)).clamp_min(1)[:, None, None]
         memory = rotate(far_key, cos, sin).flatten(1, 2).mT @ value.flatten(1, 2) / count  # B s e
-        far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(x.dtype)
+        far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(z.dtype)
         found = near.flatten(1, 2) + far
-        found = found.gather(1, slots.clamp_max(chunks * places - 1)[..., None].expand(x.shape[0], -1, found.shape[2]))
-        return self.dropout(self.leave(gate * found))
+        slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found
+        return found.gather(1, slots[..., None].expand(z.shape[0], -1, found.shape[2]))
 
 
 def into_chunks(x: Tensor, slots: Tensor, chunks: int, places: int) -> Tensor:

@@ -101,17 +101,3 @@ class Normaliser(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.settings)
-
-
-def set_normaliser(model: nn.Module, settings: NormaliserSettings) -> None:
-    """Change how a model's scores become weights; its own weights stay as they are.
-
-    Raises:
-        ValueError: when it has no such scores.
-    """
-    found = [module for module in model.modules() if isinstance(module, Normaliser)]
-    if not found:
-        kind = type(model).__name__
-        raise ValueError(f"{kind} has no normaliser to change: choose a gau_*, flash_* or roformer_v2_* model")
-    for module in found:
-        module.change(settings)

@@ -130,7 +130,7 @@ class PatchEncoder(nn.Module):
             places = grid_places(x, grid[0], grid[1])
         else:
             tokens = self.embed_visible(x, visible)
-            places = torch.stack([visible // grid[1], visible % grid[1]], dim=-1).float()
+            places = places_of(visible, grid[1])
         where = self.locate(places, valid, grid)
         tokens = self.norm_in(tokens)
         for block in self.blocks:
@@ -233,21 +233,25 @@ class PatchEncoder(nn.Module):
 
 def grid_places(images: Tensor, rows: int, columns: int) -> Tensor:
     """Row and column of each patch of a grid, in row-major order: (1, n, 2), as float32."""
-    index = torch.arange(rows * columns, device=images.device)
-    return torch.stack([index // columns, index % columns], dim=-1)[None].float()
+    return places_of(torch.arange(rows * columns, device=images.device), columns)[None]
+
+
+def places_of(index: Tensor, columns: int) -> Tensor:
+    """Row and column of patches by their row-major index: (...) -> (..., 2), as float32."""
+    return torch.stack([index // columns, index % columns], dim=-1).float()
 
 
 register_notrace_function(grid_places)
 
 
-def truncated_normal_(layers: Iterable[nn.Module], gain: float, depth: int, order: int) -> None:
-    """GAU-alpha's and RoFormerV2's initialisation of linear layers: deviation 1.137 gain / sqrt(inputs) L^(-1 / order).
+def truncated_normal_(layers: Iterable[nn.Module], depth: int, order: int) -> None:
+    """GAU-alpha's and RoFormerV2's initialisation of linear layers: deviation 1.137 / sqrt(inputs) L^(-1 / order).
 
     1.137 undoes the cut at two deviations. Biases are zero.
     """
     for layer in layers:
         if isinstance(layer, nn.Linear):
-            deviation = 1.13684723 * gain / layer.in_features**0.5 * depth ** (-1 / order)
+            deviation = 1.13684723 / layer.in_features**0.5 * depth ** (-1 / order)
             nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -11,7 +11,7 @@ column. Beyond the offsets met in training the fast turns are noise; each of the
 * ``leaky_rerope``: beyond it they grow on, by 1 / ``scale`` a patch. A scale below 1 is the inverse (kexue.fm 9728):
   train so, with steps above one outside the window, and evaluate with ``rope``.
 
-Nothing here has weights: :func:`set_positions` changes a trained model.
+Nothing here has weights: :func:`heatssl.backbones.set_positions` changes a trained model.
 """
 
 import math
@@ -169,17 +169,3 @@ def scores(query: Tensor, key: Tensor, rotation: Rotation) -> Tensor:
 def for_heads(rotation: Rotation) -> Rotation:
     """The same for every head: (T, B, n, s/2) -> (T, B, 1, n, s/2), and so on."""
     return Rotation(rotation.cos.unsqueeze(2), rotation.sin.unsqueeze(2), rotation.beyond.unsqueeze(2))
-
-
-def set_positions(model: nn.Module, settings: PositionSettings) -> None:
-    """Change how a model of rotary positions sees offsets; its weights stay as they are.
-
-    Raises:
-        ValueError: when it has no rotary positions.
-    """
-    found = [module for module in model.modules() if isinstance(module, RotaryPositions)]
-    if not found:
-        kind = type(model).__name__
-        raise ValueError(f"{kind} has no rotary positions: choose a gau_*, flash_* or roformer_v2_* model")
-    for module in found:
-        module.change(settings)

@@ -49,7 +49,7 @@ class RoFormerEncoder(PatchEncoder):
         self.num_heads, self.mlp_ratio, self.bias, self.norm_place = num_heads, mlp_ratio, bias, norm_place
         self.dropout = proj_drop_rate
         super().__init__(embed_dim=embed_dim, key_width=embed_dim // num_heads, norm_place=norm_place, **settings)
-        truncated_normal_(self.blocks.modules(), 1.0, len(self.blocks), _ORDER)
+        truncated_normal_(self.blocks.modules(), len(self.blocks), _ORDER)
 
     def block(self, drop_path: float) -> nn.Module:
         """See :meth:`PatchEncoder.block`: attention, then the feed-forward layer."""

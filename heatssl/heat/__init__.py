@@ -12,7 +12,7 @@ from heatssl.heat.correlated_laplace import CorrelatedLaplace
 from heatssl.heat.first_order import FirstOrder
 from heatssl.heat.hidden_waves import HiddenWaves, wave_speeds
 from heatssl.heat.laplace import Laplace, laplacian, laplacian_stencil
-from heatssl.heat.law import Law, Propagator, by_corner, commutator, spectral_radius
+from heatssl.heat.law import Law, Propagator, commutator, spectral_radius
 from heatssl.heat.norm_linear import NormLinear, normalise_channels
 from heatssl.heat.semigroup import HeatFlow, heat_semigroup
 from heatssl.heat.transport import Transport
@@ -30,7 +30,6 @@ __all__ = [
     "NormLinear",
     "Propagator",
     "Transport",
-    "by_corner",
     "commutator",
     "complete",
     "coordinates",

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heatssl.ops import by_corner
+
 Step = Callable[[Tensor], Tensor]
 
 
@@ -157,12 +159,6 @@ def step_residual(z: Tensor, step_x: Step, step_y: Step) -> Tensor:
         error_y = (z[..., 1:, :] - step_y(z[..., :-1, :])).square().mean(dim=1)
         total = total + F.pad(error_y, (0, 0, 0, 1), mode="replicate")
     return total
-
-
-def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
-    """Quarters that lie in the same corner, with its row and column: (B, C, h, w), (B,) sorted; no empty groups."""
-    groups = quarter.split(torch.bincount(corner, minlength=4).tolist())
-    return [(group, *divmod(number, 2)) for number, group in enumerate(groups) if len(group)]
 
 
 def commutator(a: Tensor, b: Tensor) -> Tensor:

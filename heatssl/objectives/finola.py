@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from heatssl.heat import NormLinear, by_corner
+from heatssl.heat import NormLinear
 from heatssl.objectives.quarter import Quarter
+from heatssl.ops import by_corner
 
 Growth = Literal["block", "element"]
 

@@ -1,12 +1,13 @@
 """Fused operations on fields: one dispatch, the same numbers on every device."""
 
-from heatssl.ops.propagate import fill_quarters_commuting, fill_quarters_full
+from heatssl.ops.propagate import by_corner, fill_quarters_commuting, fill_quarters_full
 from heatssl.ops.residual_loss import Backend, residual_loss, residual_loss_and_map
 from heatssl.ops.stencil import Boundary, depthwise_stencil
 
 __all__ = [
     "Backend",
     "Boundary",
+    "by_corner",
     "depthwise_stencil",
     "fill_quarters_commuting",
     "fill_quarters_full",

@@ -48,13 +48,17 @@ def fill_quarters_full(quarter: Tensor, corner: Tensor, step_x: Tensor, step_y: 
     """
     height, width = quarter.shape[2:]
     along_x, along_y = _powers(step_x, width), _powers(step_y, height)
-    groups = quarter.split(torch.bincount(corner, minlength=4).tolist())
     moved = []
-    for visible, group in enumerate(groups):
-        row, column = divmod(visible, 2)
+    for group, row, column in by_corner(quarter, corner):
         products = [along_y[i - row] @ along_x[j - column] for i in (0, 1) for j in (0, 1)]
         moved.append(_apply(torch.cat(products), group))
     return _assemble(torch.cat(moved, dim=1))
+
+
+def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
+    """Quarters that lie in the same corner, with its row and column: (B, C, h, w), (B,) sorted; no empty groups."""
+    groups = quarter.split(torch.bincount(corner, minlength=4).tolist())
+    return [(group, *divmod(number, 2)) for number, group in enumerate(groups) if len(group)]
 
 
 def _powers(step: Tensor, exponent: int) -> dict[int, Tensor]:

@@ -54,6 +54,19 @@ def test_a_unit_is_its_formula(kind, bias):
     )
 
 
+@torch.no_grad()
+def copy_weights(ours, theirs, their_maps, their_output, order: list[int]) -> None:
+    gate, value, z = ours.enter.weight.split([INNER, INNER, KEY])
+    gate_bias, value_bias, z_bias = ours.enter.bias.split([INNER, INNER, KEY])
+    theirs.to_hidden[0].weight.copy_(torch.cat([value, gate]))
+    theirs.to_hidden[0].bias.copy_(torch.cat([value_bias, gate_bias]))
+    theirs.to_qk[0].weight.copy_(z)
+    theirs.to_qk[0].bias.copy_(z_bias)
+    their_maps.gamma.copy_(ours.query_key.scale[order])
+    their_maps.beta.copy_(ours.query_key.offset[order])
+    their_output.load_state_dict(ours.leave.state_dict())
+
+
 def test_a_unit_of_the_package_on_the_same_weights():
     """Theirs squares relu(q k / n), ours divides relu(q k)^2 by n s: the same for n = s."""
     ours = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings("relu2"), bias=True))
@@ -61,16 +74,7 @@ def test_a_unit_of_the_package_on_the_same_weights():
         dim=WIDTH, query_key_dim=KEY, expansion_factor=2.0, add_residual=False, norm_klass=lambda _: nn.Identity()
     )
     theirs.rel_pos_bias = None
-    with torch.no_grad():
-        gate, value, z = ours.enter.weight.split([INNER, INNER, KEY])
-        gate_bias, value_bias, z_bias = ours.enter.bias.split([INNER, INNER, KEY])
-        theirs.to_hidden[0].weight.copy_(torch.cat([value, gate]))
-        theirs.to_hidden[0].bias.copy_(torch.cat([value_bias, gate_bias]))
-        theirs.to_qk[0].weight.copy_(z)
-        theirs.to_qk[0].bias.copy_(z_bias)
-        theirs.offsetscale.gamma.copy_(ours.query_key.scale)
-        theirs.offsetscale.beta.copy_(ours.query_key.offset)
-        theirs.to_out[0].load_state_dict(ours.leave.state_dict())
+    copy_weights(ours, theirs, theirs.offsetscale, theirs.to_out[0], order=[0, 1])
     x = torch.randn(2, KEY, WIDTH)
     here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, KEY, 2))
     torch.testing.assert_close(ours(x, Whereabouts(here, None, None)), theirs(x), atol=1e-5, rtol=1e-4)
@@ -85,17 +89,8 @@ def test_chunk_attention_of_the_package_on_the_same_weights():
     ours = shaken(MixedChunkAttention(WIDTH, INNER, KEY, NormaliserSettings("relu2"), bias=True))
     theirs = flash_pytorch.FLASH(dim=WIDTH, group_size=places, query_key_dim=KEY, norm_klass=lambda _: nn.Identity())
     theirs.rel_pos_bias.forward = lambda _: 0
-    order = [0, 2, 1, 3]  # theirs: near query, far query, near key, far key
-    with torch.no_grad():
-        gate, value, z = ours.enter.weight.split([INNER, INNER, KEY])
-        gate_bias, value_bias, z_bias = ours.enter.bias.split([INNER, INNER, KEY])
-        theirs.to_hidden[0].weight.copy_(torch.cat([value, gate]))
-        theirs.to_hidden[0].bias.copy_(torch.cat([value_bias, gate_bias]))
-        theirs.to_qk[0].weight.copy_(z)
-        theirs.to_qk[0].bias.copy_(z_bias)
-        theirs.qk_offset_scale.gamma.copy_(ours.query_key.scale[order])
-        theirs.qk_offset_scale.beta.copy_(ours.query_key.offset[order])
-        theirs.to_out.load_state_dict(ours.leave.state_dict())
+    # theirs: near query, far query, near key, far key
+    copy_weights(ours, theirs, theirs.qk_offset_scale, theirs.to_out, order=[0, 2, 1, 3])
     x = torch.randn(2, chunks * places, WIDTH)
     here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, chunks, places, 2))
     found = ours(x, Whereabouts(here, None, torch.arange(chunks * places)[None]))

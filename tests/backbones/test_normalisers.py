@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, set_normaliser
+from heatssl.backbones import set_normaliser
+from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
 
 WIDTH = 16
 

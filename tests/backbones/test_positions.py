@@ -6,7 +6,8 @@ import pytest
 import torch
 from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
 
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, for_heads, frequencies, scores, set_positions
+from heatssl.backbones import set_positions
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, for_heads, frequencies, scores
 
 WIDTH = 16
 
