@@ -40,14 +40,14 @@ ENCODER = [
 RECIPE = ["optimizer.name=muon", "optimizer.learning_rate=8e-3", "optimizer.warmup_steps=50"]  # the same for all
 RECIPE += ["trainer.batch_size=128"]  # but for those below that do better with another
 LIGHT = ["objective.decoder_width=128", "objective.decoder_heads=4"]
-TWO_CROPS = ["objective=heat_jepa", "objective.crops=2", "objective.temperature=0.1", "trainer.batch_size=64"]
+QUARTERS = ["objective=heat_jepa", "objective.crops=2", "objective.temperature=0.1", "trainer.batch_size=64"]
 EVALUATIONS = (("probe",), ("knn",), ("probe", "head=attentive"), ("probe", "head=block"))
 METRICS = {"linear": "linear", "knn": "kNN", "attentive": "attentive", "block": "one block"}
 OBJECTIVES: dict[str, list[str]] = {
-    "heat_jepa": TWO_CROPS,
-    "heat_jepa, no law": [*TWO_CROPS, "objective.transport=false"],
+    "heat_jepa": [*QUARTERS, "objective.transport=false"],
+    "heat_jepa, transport": [*QUARTERS, "objective.transport=true"],
     "heat_completion": ["objective=heat_completion"],
-    "heat_completion, no law": ["objective=heat_completion", "objective.transport=false"],
+    "heat_completion, no transport": ["objective=heat_completion", "objective.transport=false"],
     "qb_heat": ["objective=qb_heat", "objective.visible_weight=1.0"],
     "mae, light decoder": ["objective=mae", *LIGHT, "objective.decoder_depth=1", "trainer.batch_size=64"],
     "mae, 4 blocks": ["objective=mae", *LIGHT, "objective.decoder_depth=4"],

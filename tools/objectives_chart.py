@@ -20,8 +20,8 @@ RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 FRACTIONS = (0.125, 0.25, 0.5)  # of a trial, at which kNN was looked at on the way
 TRIALS = {"core_seconds": 300.0, "optimizer": "muon", "muon_rate": 0.01}
 SHOWN = {  # trials by what they were, with the name in the chart
-    "heat_jepa, visible_ratio=0.375, crops=2, temperature=0.1": "heat_jepa",
-    "heat_jepa, visible_ratio=0.375, crops=2, temperature=0.1, no law": "heat_jepa, no law",
+    "heat_jepa, visible_ratio=0.375, crops=2, temperature=0.1": "heat_jepa, transport",
+    "heat_jepa, visible_ratio=0.375, crops=2, temperature=0.1, no law": "heat_jepa",
     "heat_completion": "heat_completion",
     "mae, decoder of 1 block, 128 wide, batch 64": "mae, light decoder",
     "simclr": "simclr",

@@ -1,11 +1,14 @@
-"""Heat-JEPA: each quarter of an image predicts the features of the others, by the law alone. Ours.
+"""Heat-JEPA: each quarter of an image predicts the features of the others: the heat in it, at rest. Ours.
 
 QB-Heat (arXiv 2211.13228) extrapolates a quarter's features to pixels. Here they are extrapolated to features, as in
 JEPA (I-JEPA, arXiv 2301.08243): the four quarters of an image are encoded in one pass, each without the others and in
-colours of its own, and of each only a random part of its patches; the commuting law z_x = A z, z_y = B z takes every
-position into the law's frame of rest, where a field that obeys it is constant; there the quarters of one image must
-agree, and with those of other crops of it. No pixel is painted, there is no decoder and no predictor, and no patch
-is encoded twice.
+colours of its own, and of each only a random part of its patches. Heat that flows from a quarter into an insulated
+image comes to rest at the quarter's mean, everywhere: that is its prediction, and the quarters of one image must agree,
+and with those of other crops of it. No pixel is painted, there is no decoder and no predictor, and no patch is encoded
+twice.
+
+``transport`` puts the commuting law z_x = A z, z_y = B z in front: every position is taken into the law's frame of rest,
+where a field that obeys it is constant, and heat flows there. It costs little, and it has not paid (docs/recipe.md).
 
 A constant field agrees with itself, so something must forbid it. Three ways:
 
@@ -36,7 +39,7 @@ AgainstCollapse = Literal["contrast", "isotropy", "teacher"]
 
 
 class HeatJEPA(Objective):
-    """Quarters -> encoder -> the law's frame of rest -> agreement.
+    """Quarters -> encoder -> heat at rest -> agreement.
 
     Args:
         backbone: a timm transformer that encodes single patches.
@@ -44,7 +47,7 @@ class HeatJEPA(Objective):
         against_collapse: ``contrast``, ``isotropy`` or ``teacher``.
         visible_ratio: share of each quarter's patches that is encoded, drawn anew for each image.
         crops: of each image in a batch; all their quarters must agree.
-        transport: whether the law turns the field; without, features themselves must agree: the control.
+        transport: whether the commuting law turns the field first; without, heat flows between the features as they are.
         channels: width of the field; null: that of the backbone.
         temperature: divides the cosines (contrast).
         isotropy_weight: lambda of LeJEPA, in (0, 1); it belongs to a batch size (isotropy).
@@ -64,7 +67,7 @@ class HeatJEPA(Objective):
         against_collapse: AgainstCollapse = "contrast",
         visible_ratio: float = 0.375,
         crops: int = 2,
-        transport: bool = True,
+        transport: bool = False,
         channels: int | None = None,
         temperature: float = 0.1,
         isotropy_weight: float = 0.05,
@@ -150,7 +153,7 @@ class HeatJEPA(Objective):
         return self.to_field(encode_visible(self.backbone, images.repeat(4, 1, 1, 1), visible))
 
     def to_rest(self, values: Tensor, index: Tensor) -> Tensor:
-        """Values (B, n, C) at patches (B, n) in the law's frame of rest, (B, n, C)."""
+        """Values (B, n, C) at patches (B, n) in the law's frame of rest, (B, n, C): without a law, as they are."""
         return values if self.transport is None else self.transport.to_rest(values, self.places(index))
 
     def distance_to_teacher(self, images: Tensor, at_rest: Tensor) -> Tensor:

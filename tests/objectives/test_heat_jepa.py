@@ -1,4 +1,4 @@
-"""Heat-JEPA: quarters that cannot see each other must agree where the law is at rest."""
+"""Heat-JEPA: quarters that cannot see each other must agree on the heat that comes to rest in them."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_each_quarter_gets_colours_of_its_own_and_stays_in_its_place():
 
 
 def test_a_field_that_obeys_the_law_agrees_perfectly_and_without_transport_does_not():
-    objective = tiny()
+    objective = tiny(transport=True)
     index = objective.quarters(2, torch.device("cpu"))
     law = objective.transport
     rest = torch.randn(2, 1, 48).repeat(4, 4, 1)  # one vector for each image, whatever the place
@@ -104,8 +104,9 @@ def test_contrast_is_that_of_its_formula(temperature):
     torch.testing.assert_close(torch.autograd.grad(found, parts), torch.autograd.grad(expected, parts))
 
 
-def test_quarters_of_all_crops_of_an_image_are_its_parts():
-    objective = tiny(crops=3, visible_ratio=1.0, colour_jitter=0.0, grey=0.0).eval()
+@pytest.mark.parametrize("transport", [True, False])
+def test_quarters_of_all_crops_of_an_image_are_its_parts(transport):
+    objective = tiny(transport=transport, crops=3, visible_ratio=1.0, colour_jitter=0.0, grey=0.0).eval()
     images = torch.rand(6, 3, 32, 32)  # two images, three crops each
     with torch.no_grad():
         outputs = objective(images)
@@ -135,9 +136,10 @@ def test_agreement_is_the_mean_cosine_of_pairs():
     assert agreement(parts[:1].expand(3, -1, -1)).item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("transport", [True, False])
 @pytest.mark.parametrize("way", WAYS)
-def test_quarters_come_to_agree_without_collapse(way):
-    objective = tiny(against_collapse=way, colour_jitter=0.0, grey=0.0, momentum=0.9)
+def test_quarters_come_to_agree_without_collapse(way, transport):
+    objective = tiny(against_collapse=way, transport=transport, colour_jitter=0.0, grey=0.0, momentum=0.9)
     torch.manual_seed(0)
     colours = torch.randn(16, 3, 1, 1)
     images = colours + 0.3 * torch.randn(16, 3, 32, 32)  # what the quarters of an image share is its colour
@@ -172,7 +174,7 @@ def test_the_teacher_follows_slowly_and_gets_no_gradient():
 
 
 def test_the_residual_shows_where_an_image_differs_from_the_rest_of_it():
-    objective = tiny(transport=False).eval()
+    objective = tiny().eval()
     objective.backbone.pos_embed.data.zero_()
     images = torch.zeros(1, 3, 32, 32)
     images[..., 24:, 24:] = 5 * torch.randn(3, 8, 8)
