@@ -11,9 +11,10 @@ import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from heatssl.backbones.attend import Whereabouts
 from heatssl.backbones.gau import GatedAttentionEncoder
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention, into_chunks
-from heatssl.backbones.positions import Whereabouts
+from heatssl.backbones.normalisers import number_of_keys
 
 
 class ChunkPlaces(nn.Module):
@@ -87,7 +88,8 @@ class MixedChunkEncoder(GatedAttentionEncoder):
     def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Whereabouts:
         """See :meth:`PatchEncoder.locate`: places in chunks, and where each token is there."""
         in_chunks, taken, slots = self.chunks(places, valid, grid)
-        return Whereabouts(self.positions(in_chunks), taken, slots)
+        weighting = self.normaliser(number_of_keys(in_chunks, taken))
+        return Whereabouts(self.positions(in_chunks), weighting, taken, slots)
 
 
 def chunk_size(grid: tuple[int, int], longest: int) -> tuple[int, int]:

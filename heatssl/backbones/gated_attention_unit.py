@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
-from heatssl.backbones.positions import Whereabouts, scores
+from heatssl.backbones.attend import Whereabouts, attend
 
 
 class ScaleOffset(nn.Module):
@@ -40,7 +39,6 @@ class GatedUnit(nn.Module):
         width: d.
         inner_width: e.
         key_width: s.
-        normaliser: from scores to weights.
         bias: whether linear layers have biases, and queries and keys offsets; GAU-alpha has none.
         dropout: of the output.
 
@@ -55,7 +53,6 @@ class GatedUnit(nn.Module):
         width: int,
         inner_width: int,
         key_width: int,
-        normaliser: NormaliserSettings,
         *,
         bias: bool,
         dropout: float = 0.0,
@@ -64,17 +61,16 @@ class GatedUnit(nn.Module):
         self.widths = [inner_width, inner_width, key_width]
         self.enter = nn.Linear(width, sum(self.widths), bias=bias)
         self.query_key = ScaleOffset(key_width, self.maps, offset=bias)
-        self.normalise = Normaliser(key_width, normaliser)
         self.leave = nn.Linear(inner_width, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         """Tokens (B, n, d), where they are -> (B, n, d)."""
         gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
-        return self.dropout(self.leave(gate * self.attend(value, z, where)))
+        return self.dropout(self.leave(self.attend(value, gate, z, where)))
 
-    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """A V: values (B, n, e), what queries and keys are made of (B, n, s) -> (B, n, e)."""
+    def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """U * (A V): values and gate (B, n, e), what queries and keys are made of (B, n, s) -> (B, n, e)."""
         raise NotImplementedError
 
 
@@ -83,9 +79,7 @@ class GatedAttentionUnit(GatedUnit):
 
     maps = 2
 
-    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+    def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """See :meth:`GatedUnit.attend`."""
         query, key = self.query_key(z).unbind(-2)
-        valid = where.valid
-        keys = None if valid is None else valid.unsqueeze(-2)
-        return self.normalise(scores(query, key, where.rotation), keys) @ value
+        return attend(query, key, value, gate, where)

@@ -53,7 +53,6 @@ class GatedAttentionEncoder(PatchEncoder):
             self.embed_dim,
             round(self.expansion * self.embed_dim),
             self.key_width,
-            self.weighting,
             bias=self.bias,
             dropout=self.dropout,
         )

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heatssl.backbones.attend import Whereabouts, attend
 from heatssl.backbones.gated_attention_unit import GatedUnit
-from heatssl.backbones.positions import Whereabouts, rotate, scores
+from heatssl.backbones.positions import rotate
 
 
 class MixedChunkAttention(GatedUnit):
@@ -26,15 +27,14 @@ class MixedChunkAttention(GatedUnit):
         with torch.no_grad():
             self.query_key.scale[2] = key_width**-0.5  # far queries: scores of the size of those near, at first
 
-    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+    def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """See :meth:`GatedUnit.attend`; tokens have places in G chunks of m each."""
-        rotation, taken, slots = where
+        rotation, taken, slots = where.rotation, where.valid, where.slots
         assert slots is not None
         chunks, places = rotation.cos.shape[-3], rotation.cos.shape[-2]
         value = into_chunks(value, slots, chunks, places)  # zero where nothing is
         query, key, far_query, far_key = self.query_key(into_chunks(z, slots, chunks, places)).unbind(-2)
-        keys = None if taken is None else taken.unsqueeze(-2)
-        near = self.normalise(scores(query, key, rotation), keys) @ value
+        near = attend(query, key, value, None, where)
         cos, sin = rotation.cos[0], rotation.sin[0]
         count = torch.full((1, 1, 1), float(chunks * places), device=z.device)
         if taken is not None:
@@ -43,7 +43,7 @@ class MixedChunkAttention(GatedUnit):
         far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(z.dtype)
         found = near.flatten(1, 2) + far
         slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found
-        return found.gather(1, slots[..., None].expand(z.shape[0], -1, found.shape[2]))
+        return gate * found.gather(1, slots[..., None].expand(z.shape[0], -1, found.shape[2]))
 
 
 def into_chunks(x: Tensor, slots: Tensor, chunks: int, places: int) -> Tensor:

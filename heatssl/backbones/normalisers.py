@@ -12,7 +12,7 @@ A model that was trained with ``softmax`` can have the factor at evaluation alon
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,22 @@ class NormaliserSettings:
             raise ValueError(f"log_n_at_test is for normaliser=softmax, not {self.kind}")
 
 
+class Weighting(NamedTuple):
+    """What attention needs to know to weight its keys, see :func:`heatssl.ops.attention`.
+
+    Attributes:
+        activation: ``softmax`` or ``relu2``.
+        factor: of the scores q k, 1 / sqrt(s) included.
+        divisor: of relu2.
+    """
+
+    activation: str
+    factor: Tensor
+    divisor: Tensor
+
+
 class Normaliser(nn.Module):
-    """Scores -> weights; has no parameters.
+    """Numbers of keys -> their :class:`Weighting`, computed once and used by every layer; has no parameters.
 
     Args:
         width: s of queries and keys.
@@ -68,36 +82,31 @@ class Normaliser(nn.Module):
         self.log_length = math.log(max(settings.length, _FEWEST))
         self.log_n_at_test = settings.log_n_at_test
 
-    def forward(self, scores: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Weights of keys.
-
-        Args:
-            scores: q k, (..., n queries, m keys), not yet divided by sqrt(s).
-            valid: (..., 1, m) bool, False for padding; None: all are there.
-
-        Returns:
-            (..., n, m), zero at padding.
-        """
-        if valid is None:
-            count = torch.full((1,), scores.shape[-1], device=scores.device, dtype=torch.float32)
-        else:
-            count = valid.sum(dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1)
+    def forward(self, count: Tensor) -> Weighting:
+        """For n keys, float32 of any shape; the factor and the divisor have the same."""
+        ones = torch.ones_like(count)
         if self.kind.startswith("relu2"):
-            weights = torch.relu(scores * self.scale).square()
-            if valid is not None:
-                weights = weights * valid
-            if self.kind == "relu2_fixed":
-                count = torch.full_like(count, float(self.length))
-            return weights / count.to(scores.dtype)
+            divisor = self.length * ones if self.kind == "relu2_fixed" else count
+            return Weighting("relu2", self.scale * ones, divisor)
         factor = torch.log(count.clamp_min(16.0)) / self.log_length
         if self.kind == "softmax":
-            factor = factor.clamp_min(1.0) if self.log_n_at_test and not self.training else torch.ones_like(factor)
-        scores = scores * (self.scale * factor).to(scores.dtype)
-        if valid is not None:
-            # Finite, also in half precision: with -inf a row without any key would be nan, and its gradient.
-            scores = scores.masked_fill(~valid, -6e4)
-            return torch.softmax(scores, dim=-1) * valid
-        return torch.softmax(scores, dim=-1)
+            factor = factor.clamp_min(1.0) if self.log_n_at_test and not self.training else ones
+        return Weighting("softmax", self.scale * factor, ones)
 
     def extra_repr(self) -> str:
         return str(self.settings)
+
+
+def number_of_keys(places: Tensor, valid: Tensor | None) -> Tensor:
+    """How many keys the queries of a sequence have, at least 1.
+
+    Args:
+        places: of tokens, (..., n, 2).
+        valid: (..., n) bool, which of them are there; None: all.
+
+    Returns:
+        (..., 1, 1) float32, to go with scores (..., n, n); without ``valid`` one number, (1, 1, 1).
+    """
+    if valid is None:
+        return torch.full((1, 1, 1), places.shape[-2], device=places.device, dtype=torch.float32)
+    return valid.sum(dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1).unsqueeze(-1)

@@ -13,14 +13,16 @@ from timm.models import checkpoint, register_notrace_function, register_notrace_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
+from heatssl.backbones.attend import Whereabouts, attend
+from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
 from heatssl.backbones.patch_embedding import embed_patches
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, Whereabouts, scores
+from heatssl.backbones.positions import PositionSettings, RotaryPositions
 from heatssl.backbones.residual import NormPlace
 
 register_notrace_module(RotaryPositions)
 register_notrace_module(Normaliser)
-register_notrace_function(scores)
+register_notrace_function(attend)
+register_notrace_function(number_of_keys)
 
 
 class PatchEncoder(nn.Module):
@@ -82,7 +84,8 @@ class PatchEncoder(nn.Module):
         )
         settings = PositionSettings(positions, position_base, position_scale, position_window)
         self.positions = RotaryPositions(key_width, settings)
-        self.weighting = NormaliserSettings(normaliser, length or self.tokens_attended(), log_n_at_test)
+        weighting = NormaliserSettings(normaliser, length or self.tokens_attended(), log_n_at_test)
+        self.normaliser = Normaliser(key_width, weighting)
         self.norm_in = (
             nn.RMSNorm(embed_dim, eps=1e-6, elementwise_affine=False) if norm_place == "post" else nn.Identity()
         )
@@ -111,7 +114,8 @@ class PatchEncoder(nn.Module):
             valid: (B, n) bool, which of them are there; None: all.
             grid: rows and columns of the image's patches.
         """
-        return Whereabouts(self.positions(places), valid, None)
+        weighting = self.normaliser(number_of_keys(places, valid))
+        return Whereabouts(self.positions(places), weighting, valid, None)
 
     def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Encode images, or some patches of each; the cost is that of these patches alone.

@@ -67,20 +67,6 @@ class Rotation(NamedTuple):
     beyond: Tensor
 
 
-class Whereabouts(NamedTuple):
-    """What a block is told of its tokens (B, n, d), besides what they say.
-
-    Attributes:
-        rotation: of their places; for chunk attention of the places in chunks.
-        valid: (B, n) bool, which tokens are there, None: all; in chunks (B or 1, G, m), which places are taken.
-        slots: chunk attention: (B or 1, n) long, the place g m + k in chunks of each token.
-    """
-
-    rotation: Rotation
-    valid: Tensor | None
-    slots: Tensor | None
-
-
 class RotaryPositions(nn.Module):
     """Places of tokens -> :class:`Rotation`, for queries and keys of one width.
 
@@ -164,8 +150,3 @@ def scores(query: Tensor, key: Tensor, rotation: Rotation) -> Tensor:
         near = rotate(q, c[0], s[0]) @ rotate(k, c[0], s[0]).mT
         by_axis.append(torch.where(beyond[axis] > 0, after, torch.where(beyond[axis] < 0, before, near)))
     return by_axis[0] + by_axis[1]
-
-
-def for_heads(rotation: Rotation) -> Rotation:
-    """The same for every head: (T, B, n, s/2) -> (T, B, 1, n, s/2), and so on."""
-    return Rotation(rotation.cos.unsqueeze(2), rotation.sin.unsqueeze(2), rotation.beyond.unsqueeze(2))

@@ -6,7 +6,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from heatssl.backbones.positions import Whereabouts
+from heatssl.backbones.attend import Whereabouts
 from heatssl.errors import UserError
 
 NormPlace = Literal["pre", "post"]

@@ -10,9 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
+from heatssl.backbones.attend import Whereabouts, attend, for_heads
 from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
-from heatssl.backbones.positions import Whereabouts, for_heads, scores
 from heatssl.backbones.residual import NormPlace, Residual
 
 _ORDER = 2  # of the depth in the initialisation, RoFormerV2
@@ -54,7 +53,7 @@ class RoFormerEncoder(PatchEncoder):
     def block(self, drop_path: float) -> nn.Module:
         """See :meth:`PatchEncoder.block`: attention, then the feed-forward layer."""
         width = self.embed_dim
-        attention = Attention(width, self.num_heads, self.weighting, bias=self.bias, dropout=self.dropout)
+        attention = Attention(width, self.num_heads, bias=self.bias, dropout=self.dropout)
         feed_forward = FeedForward(width, round(self.mlp_ratio * width), bias=self.bias, dropout=self.dropout)
         return Block(*(Residual(layer, width, self.norm_place, drop_path) for layer in (attention, feed_forward)))
 
@@ -74,13 +73,10 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with rotary positions: tokens (B, n, d) -> same."""
 
-    def __init__(
-        self, width: int, heads: int, normaliser: NormaliserSettings, *, bias: bool = False, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, heads: int, *, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.enter = nn.Linear(width, 3 * width, bias=bias)
-        self.normalise = Normaliser(width // heads, normaliser)
         self.leave = nn.Linear(width, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
@@ -88,9 +84,7 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         parts = self.enter(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        valid = where.valid
-        keys = None if valid is None else valid[:, None, None, :]
-        attended = self.normalise(scores(query, key, for_heads(where.rotation)), keys) @ value
+        attended = attend(query, key, value, None, for_heads(where))
         return self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, tokens, width)))
 
 

@@ -7,8 +7,8 @@ image comes to rest at the quarter's mean, everywhere: that is its prediction, a
 and with those of other crops of it. No pixel is painted, there is no decoder and no predictor, and no patch is encoded
 twice.
 
-``transport`` puts the commuting law z_x = A z, z_y = B z in front: every position is taken into the law's frame of rest,
-where a field that obeys it is constant, and heat flows there. It costs little, and it has not paid (docs/recipe.md).
+``transport`` puts the commuting law z_x = A z, z_y = B z in front: every position is taken into the law's frame of
+rest, where a field that obeys it is constant, and heat flows there. It has not paid (docs/recipe.md).
 
 A constant field agrees with itself, so something must forbid it. Three ways:
 
@@ -47,7 +47,7 @@ class HeatJEPA(Objective):
         against_collapse: ``contrast``, ``isotropy`` or ``teacher``.
         visible_ratio: share of each quarter's patches that is encoded, drawn anew for each image.
         crops: of each image in a batch; all their quarters must agree.
-        transport: whether the commuting law turns the field first; without, heat flows between the features as they are.
+        transport: whether the commuting law turns the field first; without, heat flows between features as they are.
         channels: width of the field; null: that of the backbone.
         temperature: divides the cosines (contrast).
         isotropy_weight: lambda of LeJEPA, in (0, 1); it belongs to a batch size (isotropy).

@@ -1,5 +1,6 @@
-"""Fused operations on fields: one dispatch, the same numbers on every device."""
+"""Fused operations: one dispatch each, the same numbers on every device."""
 
+from heatssl.ops.attention import attention, attention_weights
 from heatssl.ops.propagate import by_corner, fill_quarters_commuting, fill_quarters_full
 from heatssl.ops.residual_loss import Backend, residual_loss, residual_loss_and_map
 from heatssl.ops.stencil import Boundary, depthwise_stencil
@@ -7,6 +8,8 @@ from heatssl.ops.stencil import Boundary, depthwise_stencil
 __all__ = [
     "Backend",
     "Boundary",
+    "attention",
+    "attention_weights",
     "by_corner",
     "depthwise_stencil",
     "fill_quarters_commuting",

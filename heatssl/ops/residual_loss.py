@@ -135,11 +135,11 @@ def _kernels(backend: Backend) -> ModuleType:
 @lru_cache(maxsize=1)
 def _load_triton() -> ModuleType | None:
     try:
-        from heatssl.ops import triton_kernels
+        from heatssl.ops import residual_loss_triton
     except ImportError as error:
         warnings.warn(f"no Triton ({error}): the eager residual loss takes over", stacklevel=2)
         return None
-    return triton_kernels
+    return residual_loss_triton
 
 
 @lru_cache(maxsize=1)

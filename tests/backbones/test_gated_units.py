@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from heatssl.backbones.attend import Whereabouts
 from heatssl.backbones.flash import ChunkPlaces, chunk_size, rank_among_equals
 from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention
-from heatssl.backbones.normalisers import NormaliserSettings
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, Whereabouts, rotate
+from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, rotate
 
 WIDTH, INNER, KEY = 12, 24, 8
 
@@ -28,10 +29,16 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+def whereabouts(kind: str, places: torch.Tensor, valid=None, slots=None, length: int = 5) -> Whereabouts:
+    """What a layer is told of tokens at these places (..., n, 2)."""
+    weighting = Normaliser(KEY, NormaliserSettings(kind, length))(number_of_keys(places, valid))
+    return Whereabouts(RotaryPositions(KEY, PositionSettings())(places), weighting, valid, slots)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["relu2", "relu2_fixed", "softmax"])
 def test_a_unit_is_its_formula(kind, bias):
-    unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings(kind, 5), bias=bias))
+    unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, bias=bias))
     x, places = torch.randn(2, 6, WIDTH), places_of(2, 3)
     rotation = RotaryPositions(KEY, PositionSettings())(places)
     u, v, z = (
@@ -50,7 +57,7 @@ def test_a_unit_is_its_formula(kind, bias):
     )
     expected = torch.einsum("bne,de->bnd", u * torch.einsum("bij,bje->bie", a, v), unit.leave.weight)
     torch.testing.assert_close(
-        unit(x, Whereabouts(rotation, None, None)), expected + (unit.leave.bias if bias else 0), atol=1e-5, rtol=1e-4
+        unit(x, whereabouts(kind, places)), expected + (unit.leave.bias if bias else 0), atol=1e-5, rtol=1e-4
     )
 
 
@@ -69,31 +76,30 @@ def copy_weights(ours, theirs, their_maps, their_output, order: list[int]) -> No
 
 def test_a_unit_of_the_package_on_the_same_weights():
     """Theirs squares relu(q k / n), ours divides relu(q k)^2 by n s: the same for n = s."""
-    ours = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings("relu2"), bias=True))
+    ours = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, bias=True))
     theirs = flash_pytorch.GAU(
         dim=WIDTH, query_key_dim=KEY, expansion_factor=2.0, add_residual=False, norm_klass=lambda _: nn.Identity()
     )
     theirs.rel_pos_bias = None
     copy_weights(ours, theirs, theirs.offsetscale, theirs.to_out[0], order=[0, 1])
     x = torch.randn(2, KEY, WIDTH)
-    here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, KEY, 2))
-    torch.testing.assert_close(ours(x, Whereabouts(here, None, None)), theirs(x), atol=1e-5, rtol=1e-4)
+    here = torch.zeros(1, KEY, 2)
+    torch.testing.assert_close(ours(x, whereabouts("relu2", here)), theirs(x), atol=1e-5, rtol=1e-4)
     valid = torch.arange(KEY).expand(2, -1) < 5
-    fixed = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, NormaliserSettings("relu2_fixed", KEY), bias=True))
-    fixed.load_state_dict(ours.state_dict())
-    torch.testing.assert_close(fixed(x, Whereabouts(here, valid, None)), theirs(x, mask=valid), atol=1e-5, rtol=1e-4)
+    fixed = ours(x, whereabouts("relu2_fixed", here, valid, length=KEY))
+    torch.testing.assert_close(fixed, theirs(x, mask=valid), atol=1e-5, rtol=1e-4)
 
 
 def test_chunk_attention_of_the_package_on_the_same_weights():
     chunks, places = 3, KEY  # n = s again
-    ours = shaken(MixedChunkAttention(WIDTH, INNER, KEY, NormaliserSettings("relu2"), bias=True))
+    ours = shaken(MixedChunkAttention(WIDTH, INNER, KEY, bias=True))
     theirs = flash_pytorch.FLASH(dim=WIDTH, group_size=places, query_key_dim=KEY, norm_klass=lambda _: nn.Identity())
     theirs.rel_pos_bias.forward = lambda _: 0
     # theirs: near query, far query, near key, far key
     copy_weights(ours, theirs, theirs.qk_offset_scale, theirs.to_out, order=[0, 2, 1, 3])
     x = torch.randn(2, chunks * places, WIDTH)
-    here = RotaryPositions(KEY, PositionSettings())(torch.zeros(1, chunks, places, 2))
-    found = ours(x, Whereabouts(here, None, torch.arange(chunks * places)[None]))
+    here = torch.zeros(1, chunks, places, 2)
+    found = ours(x, whereabouts("relu2", here, slots=torch.arange(chunks * places)[None]))
     torch.testing.assert_close(found, theirs(x) - x, atol=1e-5, rtol=1e-4)
 
 
@@ -102,7 +108,7 @@ def test_chunk_attention_of_the_package_on_the_same_weights():
 def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, tokens):
     """The O(n^2) form: near scores where two tokens share a chunk, far scores everywhere, padding nowhere."""
     rows, columns = 5, 6  # chunks of 3 x 3, of which the lower ones are a row short
-    layer = shaken(MixedChunkAttention(WIDTH, INNER, KEY, NormaliserSettings(kind), bias=True))
+    layer = shaken(MixedChunkAttention(WIDTH, INNER, KEY, bias=True))
     x = torch.randn(2, tokens, WIDTH)
     index = torch.stack([torch.randperm(rows * columns)[:tokens] for _ in range(2)])
     valid = torch.arange(tokens).expand(2, -1) < 14 if tokens < rows * columns else None
@@ -110,7 +116,7 @@ def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, tokens):
     there = torch.ones(2, tokens, dtype=torch.bool) if valid is None else valid
     positions = RotaryPositions(KEY, PositionSettings())
     in_chunks, taken, slots = ChunkPlaces(3)(places, valid, (rows, columns))
-    found = layer(x, Whereabouts(positions(in_chunks), taken, slots))
+    found = layer(x, whereabouts(kind, in_chunks, taken, slots))
     with torch.no_grad():
         u, v, z = F.silu(layer.enter(x)).split([INNER, INNER, KEY], -1)
         rotation = positions(places)

@@ -228,7 +228,7 @@ def test_a_quarter_is_seen_the_same_wherever_it_lies(kind):
 
 def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     model, images = small(kind), torch.randn(2, 3, 64, 64)
-    before = model(images)
+    before, usual = model(images), model.normaliser.settings
     set_positions(model, PositionSettings("rerope", window=1.0))
     rerope = model(images)
     assert not torch.allclose(rerope, before)
@@ -236,7 +236,7 @@ def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     set_positions(model, PositionSettings())
     set_normaliser(model, NormaliserSettings("softmax", 7))
     torch.testing.assert_close(model(images), small(kind, normaliser="softmax")(images))
-    set_normaliser(model, model.weighting)
+    set_normaliser(model, usual)
     torch.testing.assert_close(model(images), before)
 
 

@@ -6,13 +6,21 @@ import pytest
 import torch
 
 from heatssl.backbones import set_normaliser
-from heatssl.backbones.normalisers import Normaliser, NormaliserSettings
+from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, Weighting, number_of_keys
+from heatssl.ops import attention_weights
 
 WIDTH = 16
 
 
 def weights(raw: torch.Tensor, kind: str, length: int, valid: torch.Tensor | None = None, **settings) -> torch.Tensor:
-    return Normaliser(WIDTH, NormaliserSettings(kind, length, **settings)).eval()(raw, valid)
+    normaliser = Normaliser(WIDTH, NormaliserSettings(kind, length, **settings)).eval()
+    return attention_weights(raw, *counted(normaliser, raw, valid), valid)
+
+
+def counted(normaliser: Normaliser, raw: torch.Tensor, valid: torch.Tensor | None = None) -> Weighting:
+    """Of as many keys as the scores have."""
+    places = torch.zeros(raw.shape[0], raw.shape[-1], 2)
+    return normaliser(number_of_keys(places, None if valid is None else valid.squeeze(-2)))
 
 
 @pytest.fixture
@@ -43,7 +51,8 @@ def test_log_n_at_test_never_sharpens_less_than_training_and_is_off_there(raw):
     shorter = weights(raw, "softmax", 80, log_n_at_test=True)
     torch.testing.assert_close(shorter, weights(raw, "softmax", 80))
     training = Normaliser(WIDTH, NormaliserSettings("softmax", 20, log_n_at_test=True)).train()
-    torch.testing.assert_close(training(raw), weights(raw, "softmax", 20))
+    sharpened = attention_weights(raw, *counted(training, raw))
+    torch.testing.assert_close(sharpened, weights(raw, "softmax", 20))
 
 
 @pytest.mark.parametrize("kind", ["relu2", "relu2_fixed", "softmax", "softmax_plus"])
@@ -71,7 +80,8 @@ def test_the_entropy_of_softmax_plus_hardly_depends_on_the_number_of_keys():
     for kind in ("softmax", "softmax_plus"):
         normalise = Normaliser(64, NormaliserSettings(kind, 512)).eval()
         for number in (128, 2048):
-            weight = normalise(2 * query @ key[:number].T)
+            raw = 2 * query @ key[:number].T
+            weight = attention_weights(raw, *normalise(torch.tensor(float(number))))
             entropy[kind, number] = -(weight * weight.clamp_min(1e-12).log()).sum(-1).mean().item()
     growth = {kind: entropy[kind, 2048] - entropy[kind, 128] for kind in ("softmax", "softmax_plus")}
     assert growth["softmax_plus"] < 0.6 * growth["softmax"]
@@ -80,7 +90,7 @@ def test_the_entropy_of_softmax_plus_hardly_depends_on_the_number_of_keys():
 def test_a_model_can_be_given_another():
     model = torch.nn.Sequential(Normaliser(WIDTH, NormaliserSettings("relu2")))
     set_normaliser(model, NormaliserSettings("softmax", 9))
-    assert model[0](torch.randn(1, 3, 3)).sum(-1).allclose(torch.ones(1, 3))
+    assert model[0](torch.tensor(3.0)).activation == "softmax"
     with pytest.raises(ValueError, match="no normaliser"):
         set_normaliser(torch.nn.Linear(2, 2), NormaliserSettings())
 

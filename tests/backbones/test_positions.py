@@ -7,7 +7,7 @@ import torch
 from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
 
 from heatssl.backbones import set_positions
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, for_heads, frequencies, scores
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, frequencies, scores
 
 WIDTH = 16
 
@@ -25,7 +25,9 @@ def query_key(tokens: int, *lead: int) -> tuple[torch.Tensor, torch.Tensor]:
 def raw(settings: PositionSettings, places: torch.Tensor, *lead: int) -> torch.Tensor:
     query, key = query_key(places.shape[1], *lead)
     rotation = RotaryPositions(WIDTH, settings)(places)
-    return scores(query, key, for_heads(rotation) if lead else rotation)
+    if lead:
+        rotation = Rotation(*(x.unsqueeze(2) for x in rotation))
+    return scores(query, key, rotation)
 
 
 def test_the_same_numbers_as_timm():

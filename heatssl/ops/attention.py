@@ -1,0 +1,186 @@
+"""Attention as gated units have it: one head, values wider than keys, a gate; one dispatch over three backends.
+
+    O = U * (A V),   A = softmax(f Q K^T)   or   relu(f Q K^T)^2 / c
+
+with the factor f and the divisor c each image's own (:class:`heatssl.backbones.normalisers.Normaliser` has them).
+"""
+
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Activation = Literal["softmax", "relu2"]
+AttentionBackend = Literal["auto", "eager", "sdpa", "triton"]
+_HAS_TRITON = find_spec("triton") is not None
+_WIDEST = 256  # queries that the Triton kernels hold whole
+_MANY = 128  # tokens from which torch's own attention is the faster one on a CPU
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    factor: Tensor,
+    divisor: Tensor,
+    valid: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Gated attention within any number of sequences; but for ``eager``, no weights A are kept for the backward pass.
+
+    Args:
+        query: (..., n, s).
+        key: (..., n, s).
+        value: (..., n, e).
+        gate: U, (..., n, e); None: ones.
+        activation: ``softmax`` or ``relu2``.
+        factor: f, broadcasting with (..., 1, 1); no gradient, and c as well.
+        divisor: c, for ``relu2``.
+        valid: broadcasting with (..., 1, n), bool, False for keys that are padding; None: all are there.
+        backend: ``auto`` takes Triton on CUDA, torch's fused attention where that is faster and expresses the same
+            (softmax, values as wide as keys, no padding), and else the eager reference.
+
+    Returns:
+        (..., n, e), zero where there is no valid key.
+
+    Raises:
+        ValueError: on an unknown activation or backend, or one that cannot do what is asked.
+    """
+    if not torch.jit.is_scripting():
+        chosen = _choose(query, value, activation, valid, backend)
+        if chosen == "triton":
+            return _by_triton(query, key, value, gate, activation, factor, divisor, valid)
+        if chosen == "sdpa":
+            scaled = query * factor.to(query.dtype)
+            attended = F.scaled_dot_product_attention(scaled, key, value, scale=1.0)
+            return attended if gate is None else gate * attended
+    attended = attention_weights(query @ key.mT, activation, factor, divisor, valid) @ value
+    return attended if gate is None else gate * attended
+
+
+def attention_weights(
+    scores: Tensor, activation: str, factor: Tensor, divisor: Tensor, valid: Tensor | None = None
+) -> Tensor:
+    """A of :func:`attention` from Q K^T: (..., n, m) -> same, zero at padding."""
+    scores = scores * factor.to(scores.dtype)
+    if activation == "relu2":
+        weights = torch.relu(scores).square() / divisor.to(scores.dtype)
+        return weights if valid is None else weights * valid
+    if valid is None:
+        return torch.softmax(scores, dim=-1)
+    # Finite, also in half precision: with -inf a row without any key would be nan, and its gradient.
+    return torch.softmax(scores.masked_fill(~valid, -6e4), dim=-1) * valid
+
+
+def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None, backend: str) -> str:
+    """The backend that will run."""
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation must be {' or '.join(get_args(Activation))}, not {activation!r}")
+    if backend not in get_args(AttentionBackend):
+        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(get_args(AttentionBackend))}")
+    expressible = activation == "softmax" and valid is None
+    if backend == "sdpa" and not expressible:
+        raise ValueError("backend=sdpa is for softmax without padding: choose auto")
+    if backend == "triton" and not _HAS_TRITON:
+        raise ValueError("backend=triton needs the package triton: choose auto")
+    if backend != "auto":
+        return backend
+    is_square = query.shape[-1] == value.shape[-1]
+    if expressible and is_square and (query.is_cuda or query.shape[-2] >= _MANY):
+        return "sdpa"
+    fits = query.shape[-1] <= _WIDEST and query.dtype != torch.float64
+    return "triton" if query.is_cuda and _HAS_TRITON and fits else "eager"
+
+
+def _by_triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    factor: Tensor,
+    divisor: Tensor,
+    valid: Tensor | None,
+) -> Tensor:
+    """Sequences of whatever leading axes as one batch."""
+    leading = query.shape[:-2]
+    if torch.is_autocast_enabled(query.device.type):
+        narrow = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(narrow), key.to(narrow), value.to(narrow)
+        gate = None if gate is None else gate.to(narrow)
+    flat = [None if x is None else x.flatten(0, -3) if x.ndim > 3 else x for x in (query, key, value, gate)]
+    factor, divisor = (x.float().expand(*leading, 1, 1).reshape(-1) for x in (factor, divisor))
+    if valid is not None:
+        valid = valid.expand(*leading, 1, query.shape[-2]).reshape(-1, query.shape[-2])
+    out, _, _ = _attention(*flat, activation == "softmax", factor, divisor, valid)
+    return out.unflatten(0, leading)
+
+
+# Custom operations: torch.compile takes each as one step, and imports Triton only where one runs.
+@torch.library.custom_op("heatssl::attention", mutates_args=())
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    is_softmax: bool,
+    factor: Tensor,
+    divisor: Tensor,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from heatssl.ops import attention_triton
+
+    return attention_triton.forward(query, key, value, gate, is_softmax, factor, divisor, valid)
+
+
+@torch.library.custom_op("heatssl::attention_backward", mutates_args=())
+def _attention_backward(
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_softmax: bool,
+    factor: Tensor,
+    divisor: Tensor,
+    valid: Tensor | None,
+    logs: Tensor,
+    inner: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from heatssl.ops import attention_triton
+
+    return attention_triton.backward(upstream, query, key, value, is_softmax, factor, divisor, valid, logs, inner)
+
+
+@_attention.register_fake
+def _(query: Tensor, _key: Tensor, value: Tensor, gate: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out = value.new_empty(value.shape)
+    attended = value.new_empty(0 if gate is None else value.shape)
+    return out, attended, query.new_empty(query.shape[:2], dtype=torch.float32)
+
+
+@_attention_backward.register_fake
+def _(_upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, value, gate, ctx.is_softmax, factor, divisor, valid = inputs
+    ctx.save_for_backward(query, key, value, gate, factor, divisor, valid, *output)
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    query, key, value, gate, factor, divisor, valid, out, attended, logs = ctx.saved_tensors
+    inner = (upstream * out).sum(dim=-1, dtype=torch.float32)  # what A V and its gradient have in common
+    by_gate = None if gate is None else upstream * attended
+    by_attended = upstream if gate is None else upstream * gate
+    by_query, by_key, by_value = _attention_backward(
+        by_attended, query, key, value, ctx.is_softmax, factor, divisor, valid, logs, inner
+    )
+    return by_query, by_key, by_value, by_gate, None, None, None, None
+
+
+_attention.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,138 @@
+"""Gated attention: every backend against the formula in float64, and the formula against single numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from heatssl.ops import attention
+
+# Largest error over the largest value, of the output and of each gradient.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
+
+
+def formula(query, key, value, gate, activation, factor, divisor, valid):
+    """O = U * (A V), padding left out key by key."""
+    raw = torch.einsum("...is,...js->...ij", query, key) * factor
+    there = torch.ones_like(raw) if valid is None else valid.expand_as(raw).to(raw)
+    if activation == "softmax":
+        kept = there * torch.exp(raw - raw.amax(dim=-1, keepdim=True))
+        weights = kept / kept.sum(dim=-1, keepdim=True).clamp_min(1e-300)
+    else:
+        weights = there * raw.clamp_min(0) ** 2 / divisor
+    attended = torch.einsum("...ij,...je->...ie", weights, value)
+    return attended if gate is None else gate * attended
+
+
+def inputs(tokens, width, channels, dtype, lead=(2,), device="cpu"):
+    """Queries, keys, values and gates as a unit has them: parts of wider tensors. And a mask with one empty row."""
+    torch.manual_seed(0)
+    query, key = torch.randn(2, *lead, tokens, width).to(dtype).unbind(0)
+    value, _, gate = torch.randn(*lead, tokens, 2 * channels + 3).to(dtype).split([channels, 3, channels], dim=-1)
+    valid = torch.rand(*lead, 1, tokens) > 0.3
+    valid[(0,) * len(lead)] = False
+    settings = torch.rand(*lead, 1, 1) + 0.2, tokens * (torch.rand(*lead, 1, 1) + 0.5)
+    return [x.to(device) for x in (query, key, value, gate)], [x.to(device) for x in settings], valid.to(device)
+
+
+def check_backend(backend, activation, shape, dtype, *, gated=True, masked=True, lead=(2,), device="cpu"):
+    fields, settings, valid = inputs(*shape, dtype, lead, device)
+    fields = fields if gated else fields[:3]
+    upstream = torch.randn_like(fields[2])
+    results = []
+    for exact in (True, False):
+        leaves = [(x.double() if exact else x).detach().requires_grad_() for x in fields]
+        arguments = (*leaves, *([] if gated else [None]), activation, *settings, valid if masked else None)
+        out = formula(*arguments) if exact else attention(*arguments, backend=backend)
+        results.append((out, *torch.autograd.grad(out, leaves, upstream.to(out.dtype))))
+    assert results[1][0].dtype == dtype
+    for expected, found in zip(*results, strict=True):
+        assert found.isfinite().all()
+        assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("activation", ["softmax", "relu2"])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("lead", [(2,), (2, 3)])
+def test_eager(activation, gated, lead, dtype):
+    for masked in (True, False):
+        check_backend("eager", activation, (9, 4, 6), dtype, gated=gated, masked=masked, lead=lead)
+
+
+@pytest.mark.parametrize("shape", [(9, 4, 4), (9, 4, 6), (200, 8, 8)])
+@pytest.mark.parametrize("gated", [True, False])
+def test_torchs_own(shape, gated):
+    check_backend("sdpa", "softmax", shape, torch.float32, gated=gated, masked=False, lead=(2, 3))
+
+
+def test_one_query_by_hand():
+    query, key = torch.tensor([[[1.0]]]).expand(1, 2, 1), torch.tensor([[[1.0], [-1.0]]])
+    value, gate = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[2.0, 1.0], [1.0, 1.0]]])
+    half = torch.full((1, 1, 1), 0.5)
+    soft = attention(query, key, value, gate, "softmax", half, half)
+    share = torch.sigmoid(torch.tensor(1.0))  # e^0.5 / (e^0.5 + e^-0.5)
+    torch.testing.assert_close(soft[0, 0], torch.stack([2 * share, 1 - share]))
+    squared = attention(query, key, value, gate, "relu2", half, 4 * half)
+    torch.testing.assert_close(squared[0, 0], torch.tensor([2 * 0.25 / 2, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation": "relu"}, "activation must be softmax or relu2"),
+        ({"backend": "flash"}, "choose one of auto, eager, sdpa, triton"),
+        ({"backend": "sdpa", "activation": "relu2"}, "sdpa is for softmax"),
+    ],
+)
+def test_what_cannot_be_done_is_named(settings, message):
+    (query, key, value, gate), (factor, divisor), _ = inputs(4, 4, 4, torch.float32)
+    arguments = {"activation": "softmax", "factor": factor, "divisor": divisor} | settings
+    with pytest.raises(ValueError, match=message):
+        attention(query, key, value, gate, **arguments)
+
+
+IN_THE_INTERPRETER = """
+import pathlib, sys, torch
+sys.path.insert(0, str(pathlib.Path({folder!r})))
+from test_attention import attention, check_backend, inputs
+check_backend("triton", {activation!r}, (37, 20, 70), torch.float32)  # more than one tile of each
+if {thorough}:
+    check_backend("triton", {activation!r}, (37, 20, 70), torch.float16, masked=False)
+    check_backend("triton", {activation!r}, (3, 4, 5), torch.float32, gated=False, lead=(2, 3))
+    check_backend("triton", {activation!r}, (33, 16, 16), torch.float32, gated=False, masked=False)
+    (query, key, value, gate), settings, valid = inputs(5, 4, 6, torch.float32)
+    whole = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    arguments = (query.requires_grad_(), key, value, gate, {activation!r}, *settings, valid)
+    expected = attention(*arguments, backend="eager")
+    found = whole(*arguments, backend="triton")
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), query)[0] for x in (found, expected)))
+print("checked")
+"""
+
+
+@pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("activation", ["softmax", "relu2"])
+def test_triton_in_its_interpreter(activation, thorough):
+    """bfloat16 is left out: the interpreter multiplies the bits of its matrices."""
+    pytest.importorskip("triton")
+    program = IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), activation=activation, thorough=thorough)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert "checked" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["softmax", "relu2"])
+def test_triton_on_a_gpu(activation, dtype):
+    pytest.importorskip("triton")
+    for shape in ((49, 128, 768), (200, 64, 64), (1030, 128, 300)):
+        check_backend("triton", activation, shape, dtype, device="cuda")
+        check_backend("triton", activation, shape, dtype, gated=False, masked=False, device="cuda")
