@@ -13,6 +13,7 @@ asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --t
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument(
         "--settings", nargs="*", default=[], help="more settings of pretrain: a trial, told apart by them"
     )
+    parser.add_argument("--keep", type=Path, help="a folder in which run folders stay")
     parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
@@ -87,6 +89,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     settings += ["trainer.knn_every=0", "resume=never", "data.workers=0", "trainer.accelerator=cpu"]
     with tempfile.TemporaryDirectory() as folder:
         run_folder = Path(folder) / "run"
+        if arguments.keep:
+            run_folder = arguments.keep / re.sub(r"[^a-z0-9]+", "_", f"{name}_{seed}_{'_'.join(arguments.settings)}")
         few, more = (pretrain(settings, steps, run_folder)["cpu_seconds"] for steps in CALIBRATION_STEPS)
         seconds_per_step = (more - few) / (CALIBRATION_STEPS[1] - CALIBRATION_STEPS[0])
         steps = max(CALIBRATION_STEPS[1], round(60 * CORES * arguments.minutes / seconds_per_step))

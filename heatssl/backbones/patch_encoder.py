@@ -216,6 +216,11 @@ class PatchEncoder(nn.Module):
         self.head = new.to(weight.device, weight.dtype)
 
     @torch.jit.ignore
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Expect images of another size; no weight changes. What the normaliser holds to be usual stays as trained."""
+        self.patch_embed.set_input_size(img_size)
+
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute blocks again in the backward pass, to save memory."""
         self.grad_checkpointing = enable

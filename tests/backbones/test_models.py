@@ -240,6 +240,16 @@ def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     torch.testing.assert_close(model(images), before)
 
 
+def test_the_input_size_is_changed_without_touching_weights(kind):
+    model, images = small(kind), torch.randn(2, 3, 96, 64)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(AssertionError, match="height"):
+        model(images)
+    model.set_input_size((96, 64))
+    torch.testing.assert_close(model(images), small(kind, dynamic_img_size=True)(images))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_layers_fade_in_and_the_share_is_kept_with_the_weights(kind):
     model, images = small(kind), torch.randn(2, 3, 64, 64)
     if kind == "gau_pre":

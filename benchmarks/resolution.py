@@ -1,0 +1,182 @@
+"""Other resolutions than that of training: frozen features at half to four times the size, without tuning.
+
+python benchmarks/resolution.py runs/gau_softmax runs/vit          # pretrained: benchmarks/objectives.py --keep runs
+python benchmarks/resolution.py --labels gau_relu2 vit --root imagenette96.tar        # trained with labels here first
+
+A classifier of the features of train at the size of training (a linear probe and kNN; with labels the model's own
+head) meets val at every size. Nothing is trained again; positions and the normaliser are switched, the position table
+of timm's ViT is interpolated. A window is as long as offsets in training, one less than a side of what was encoded.
+Each row is added to benchmarks/results/resolution.jsonl; --table prints what stands there.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heatssl.backbones import (
+    NormaliserSettings,
+    PositionSettings,
+    create_backbone,
+    pooled_features,
+    set_normaliser,
+    set_positions,
+)
+from heatssl.config import DataConfig
+from heatssl.config_file import load_config
+from heatssl.data import augment, normalise, open_split, train_loader
+from heatssl.evaluation import extract_features, knn_accuracy, linear_probe
+from heatssl.evaluation.results import commit, hardware
+from heatssl.export import load_backbone
+
+RESULTS = Path(__file__).parent / "results" / "resolution.jsonl"
+SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+SIZE, PATCH = 64, 8
+GAU = {"patch_size": 8, "embed_dim": 128, "depth": 8, "key_width": 32, "dynamic_img_size": True}
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"gau_{normaliser}": ("gau_tiny_patch16_224", {**GAU, "normaliser": normaliser})
+        for normaliser in ("softmax", "softmax_plus", "relu2", "relu2_fixed")
+    },
+    "vit": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}),
+}
+
+
+def main() -> None:
+    """Measure what was asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders of heatssl pretrain")
+    parser.add_argument("--labels", nargs="+", choices=BACKBONES, default=[], help="train these with labels first")
+    parser.add_argument("--root", help="with --labels: imagenette96.tar or a folder of the same layout")
+    parser.add_argument("--core-seconds", type=float, default=600.0, help="with --labels: of training")
+    parser.add_argument("--seed", type=int, default=0, help="with --labels")
+    parser.add_argument("--scales", nargs="+", type=float, default=list(SCALES))
+    parser.add_argument("--images", type=int, default=1000, help="of val, the same at every size")
+    parser.add_argument("--table", action="store_true", help="only print the recorded rows")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if not arguments.table:
+        for run in arguments.runs:
+            config = load_config(run / "config.yaml")
+            backbone, info = load_backbone(str(run))
+            name = f"{info.name.split('_')[0]} {info.arguments.get('normaliser', '')}".strip()
+            described = {"model": name, "trained": config.objective["name"], "seed": config.seed}
+            data = dataclasses.replace(config.data, held_out=0.0)
+            keep(measure(backbone, None, data, described, reach=SIZE // PATCH // 2 - 1, arguments=arguments))
+        for name in arguments.labels:
+            data = DataConfig(name="tar", root=arguments.root, image_size=SIZE, crop_scale=[0.2, 1.0], workers=0)
+            backbone, head = train_with_labels(name, data, arguments)
+            described = {"model": name.replace("_", " ", 1), "trained": "labels", "seed": arguments.seed}
+            keep(measure(backbone, head, data, described, reach=SIZE // PATCH - 1, arguments=arguments))
+    print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+
+
+def keep(rows: Iterator[dict[str, Any]]) -> None:
+    """Add rows to the file as they come."""
+    for row in rows:
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+def measure(
+    backbone: nn.Module,
+    head: nn.Module | None,
+    data: DataConfig,
+    described: dict[str, Any],
+    reach: int,
+    arguments: argparse.Namespace,
+) -> Iterator[dict[str, Any]]:
+    """One row for each way to meet larger images and each size."""
+    train, val = open_split(data, "train"), open_split(dataclasses.replace(data, val_size=arguments.images), "val")
+    train_x, train_y = extract_features(backbone, train, data)
+    centre, spread = train_x.mean(dim=0), train_x.std(dim=0) + 1e-6
+    probe = None
+    for way, scale in ((way, scale) for way in ways(backbone) for scale in arguments.scales):
+        switch(backbone, way, scale, reach)
+        there = dataclasses.replace(data, image_size=round(SIZE * scale))
+        val_x, val_y = extract_features(backbone, val, there, batch_size=max(8, round(256 / scale**3)))
+        row = described | {"way": way, "scale": scale, "images": len(val_y)}
+        if head is None:
+            if probe is None:
+                probe = linear_probe(train_x, train_y, val_x, val_y).probe
+            row["linear"] = (probe(val_x).argmax(dim=1) == val_y).float().mean().item()
+            bank, asked = ((x - centre) / spread for x in (train_x, val_x))
+            row["knn"] = knn_accuracy(bank, train_y, asked, val_y)
+        else:
+            with torch.no_grad():
+                row["head"] = (head(val_x).argmax(dim=1) == val_y).float().mean().item()
+        yield row | {"hardware": hardware(torch.device("cpu")), "commit": commit()}
+
+
+def ways(backbone: nn.Module) -> list[str]:
+    """Positions, and what the normaliser does at another length than that of training."""
+    if not hasattr(backbone, "normaliser"):
+        return ["interpolated positions"]
+    positions = ["rope", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
+    factors = ["", " + log n at test"] if backbone.normaliser.settings.kind == "softmax" else [""]
+    return [position + factor for factor in factors for position in positions]
+
+
+def switch(backbone: nn.Module, way: str, scale: float, reach: int) -> None:
+    """Set a trained model up for images that are ``scale`` times as large."""
+    if way == "interpolated positions":
+        return
+    kind, _, factor = way.partition(" + ")
+    larger = max(1.0, scale)
+    set_positions(backbone, PositionSettings(kind, scale=larger, window=float(reach)))
+    settings: NormaliserSettings = backbone.normaliser.settings  # type: ignore[union-attr, assignment]
+    set_normaliser(backbone, dataclasses.replace(settings, log_n_at_test=bool(factor)))
+
+
+def train_with_labels(name: str, data: DataConfig, arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
+    """Cross-entropy on the mean token, AdamW, for so many seconds of this process; backbone and head."""
+    torch.manual_seed(arguments.seed)
+    backbone = create_backbone(BACKBONES[name][0], SIZE, **BACKBONES[name][1])
+    train = open_split(data, "train")
+    head = nn.Linear(backbone.num_features, len(train.classes))  # type: ignore[arg-type]
+    parameters = [*backbone.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.95))
+    started = time.process_time()
+    for batch in train_loader(train, data, batch_size=64, seed=arguments.seed):
+        spent = (time.process_time() - started) / arguments.core_seconds
+        if spent >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, 50 * spent, 0.01 + 1.03 * (1 - spent))  # up in 2 %, then straight down
+        images = normalise(augment(batch.images, data), data)
+        loss = F.cross_entropy(head(pooled_features(backbone, images)), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    return backbone.eval(), head
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line for each model and way, the sizes across; mean over seeds."""
+    measures = ("linear", "knn", "head")
+    groups: dict[tuple[str, ...], dict[float, list[float]]] = {}
+    for row in rows:
+        for measured in measures:
+            if measured in row:
+                group = groups.setdefault((row["trained"], measured, row["model"], row["way"]), {})
+                group.setdefault(row["scale"], []).append(100 * row[measured])
+    scales = sorted({row["scale"] for row in rows})
+    lines = ["| trained with | measured | model | positions | " + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
+    lines.append("|---" * (5 + len(scales)) + "|")
+    for key, group in sorted(groups.items()):
+        cells = [f"{sum(group[s]) / len(group[s]):.1f}" if s in group else "" for s in scales]
+        lines.append("| " + " | ".join([*key, *cells, str(max(map(len, group.values())))]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
