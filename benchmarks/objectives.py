@@ -6,8 +6,8 @@ python benchmarks/objectives.py --data imagenette --root imagenette96.tar --minu
 The minutes are those of two cores: a run of 10 gets 20 minutes of one thread, reading and cropping images included.
 Counted is the process's own time, not the clock on the wall, so that two of these scripts can run side by side and
 a busy machine changes nothing but how long it takes. Every run is measured for some steps first and then gets as many
-steps as fit, so that its schedule ends with the time. Accuracies are those of a held-out tenth of train unless --final
-asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --table prints what stands there.
+steps as fit, so that its schedule ends with the time. Accuracies are those of a held-out tenth of train, linear and
+kNN alone, unless --final asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --table prints what stands there.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         steps = max(CALIBRATION_STEPS[1], round(60 * CORES * arguments.minutes / seconds_per_step))
         measured = pretrain(settings, steps, run_folder)
         batch = OmegaConf.load(run_folder / "config.yaml").trainer.batch_size
-        for command, *head in EVALUATIONS:
+        for command, *head in EVALUATIONS if arguments.final else EVALUATIONS[:2]:
             heatssl(command, [f"run={run_folder}", f"seed={seed}", "random_init=false", *head])
         evaluation = json.loads((run_folder / "evaluation.json").read_text())["results"]
         pictures = np.load(run_folder / "pictures.npz")
