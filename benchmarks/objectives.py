@@ -7,10 +7,12 @@ The minutes are those of two cores: a run of 10 gets 20 minutes of one thread, r
 Counted is the process's own time, not the clock on the wall, so that two of these scripts can run side by side and
 a busy machine changes nothing but how long it takes. Every run is measured for some steps first and then gets as many
 steps as fit, so that its schedule ends with the time. Accuracies are those of a held-out tenth of train, linear and
-kNN alone, unless --final asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --table prints what stands there.
+kNN alone, unless --final asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --table prints
+what stands there.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -34,10 +36,20 @@ RESULTS = Path(__file__).parent / "results" / "objectives.jsonl"
 CALIBRATION_STEPS = (4, 28)  # the difference leaves the start out
 CORES = 2  # whose minutes are meant
 HELD_OUT = 0.1
-ENCODER = [
-    "backbone=vit_tiny_patch16_224",
-    "backbone_arguments={patch_size: 8, embed_dim: 128, depth: 4, num_heads: 4}",
-]
+UNITS = "patch_size: 8, embed_dim: 128, depth: 8, key_width: 32"  # two of them for each block
+BLOCKS = "patch_size: 8, embed_dim: 128, depth: 4, num_heads: 4"
+ENCODERS: dict[str, list[str]] = {  # of the same parameters within 5 %
+    "vit": ["backbone=vit_tiny_patch16_224", f"backbone_arguments={{{BLOCKS}}}"],
+    "roformer_v2": ["backbone=roformer_v2_small_patch16_224", f"backbone_arguments={{{BLOCKS}}}"],
+    "flash": ["backbone=flash_small_patch16_224", f"backbone_arguments={{{UNITS}, chunk: 4}}"],
+    **{
+        f"gau, {normaliser}": [
+            "backbone=gau_tiny_patch16_224",
+            f"backbone_arguments={{{UNITS}, normaliser: {normaliser}}}",
+        ]
+        for normaliser in ("softmax_plus", "softmax", "relu2", "relu2_fixed")
+    },
+}
 RECIPE = ["optimizer.name=muon", "optimizer.learning_rate=8e-3", "optimizer.warmup_steps=50"]  # the same for all
 RECIPE += ["trainer.batch_size=128"]  # but for those below that do better with another
 LIGHT = ["objective.decoder_width=128", "objective.decoder_heads=4"]
@@ -69,28 +81,38 @@ def main() -> None:
     parser.add_argument(
         "--settings", nargs="*", default=[], help="more settings of pretrain: a trial, told apart by them"
     )
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=["vit"])
     parser.add_argument("--keep", type=Path, help="a folder in which run folders stay")
     parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
     if not arguments.table:
         for seed in arguments.seeds:
-            for name in arguments.objectives:
-                row = run(name, seed, arguments)
+            for encoder, name in itertools.product(arguments.encoders, arguments.objectives):
+                row = run(name, encoder, seed, arguments)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
     print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
 
 
-def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Pretrain and evaluate once; the row that is kept."""
-    settings = [*RECIPE, *OBJECTIVES[name], *ENCODER, *data_settings(arguments), f"seed={seed}", *arguments.settings]
+    settings = [
+        *RECIPE,
+        *OBJECTIVES[name],
+        *ENCODERS[encoder],
+        *data_settings(arguments),
+        f"seed={seed}",
+        *arguments.settings,
+    ]
     settings += ["trainer.knn_every=0", "resume=never", "data.workers=0", "trainer.accelerator=cpu"]
     with tempfile.TemporaryDirectory() as folder:
         run_folder = Path(folder) / "run"
         if arguments.keep:
-            run_folder = arguments.keep / re.sub(r"[^a-z0-9]+", "_", f"{name}_{seed}_{'_'.join(arguments.settings)}")
+            run_folder = arguments.keep / re.sub(
+                r"[^a-z0-9]+", "_", f"{name}_{encoder}_{seed}_{'_'.join(arguments.settings)}"
+            )
         few, more = (pretrain(settings, steps, run_folder)["cpu_seconds"] for steps in CALIBRATION_STEPS)
         seconds_per_step = (more - few) / (CALIBRATION_STEPS[1] - CALIBRATION_STEPS[0])
         steps = max(CALIBRATION_STEPS[1], round(60 * CORES * arguments.minutes / seconds_per_step))
@@ -105,6 +127,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "data": arguments.data,
         "objective": name,
+        "encoder": encoder,
         "settings": [*OBJECTIVES[name], *arguments.settings],
         "seed": seed,
         "minutes": arguments.minutes,
@@ -168,13 +191,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one line for each objective and settings, mean and extremes over seeds."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["data"], row["minutes"], row["split"], row["objective"], " ".join(row["settings"]))
+        key = (
+            row["data"],
+            row["minutes"],
+            row["split"],
+            row["objective"],
+            row.get("encoder", "vit"),
+            " ".join(row["settings"]),
+        )
         groups.setdefault(key, []).append(row)
     lines = [
         " | ".join(
-            ["| data | minutes | split | objective | settings", *METRICS.values(), "img/s of a core | RankMe | seeds |"]
+            [
+                "| data | minutes | split | objective | encoder | settings",
+                *METRICS.values(),
+                "img/s of a core | RankMe | seeds |",
+            ]
         ),
-        "|---" * (len(METRICS) + 8) + "|",
+        "|---" * (len(METRICS) + 9) + "|",
     ]
     for key, group in sorted(groups.items(), key=lambda item: (item[0][:3], -mean(row["linear"] for row in item[1]))):
         figures = [spread([100 * row[metric] for row in group if metric in row]) for metric in METRICS]
