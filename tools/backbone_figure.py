@@ -138,11 +138,11 @@ def draw(axis: Axes, drawing: Drawing) -> None:
         arrow = {"arrowstyle": "-|>", "lw": 0.8, "color": "#444444", "shrinkA": 0, "shrinkB": 0}
         rise = [(HEIGHT + 0.2 * box.words.count("\n")) / 2 for box in (below, above)]
         axis.annotate("", (x, above.row - rise[1]), (x_below, below.row + rise[0]), arrowprops=arrow)
-    for start, end in drawing.residuals:
-        flow = min(drawing.boxes, key=lambda box: abs(box.row - end)).x
-        axis.plot([2, -0.15, -0.15, flow], [start, start, end, end], color="#444444", linewidth=0.8, zorder=0)
-        axis.plot(flow, end, "o", color="white", markeredgecolor="#444444", markersize=9, markeredgewidth=0.8)
-        axis.text(flow, end - 0.015, "+", ha="center", va="center", fontsize=9)
+    for leaves, joins in drawing.residuals:
+        flow = min(drawing.boxes, key=lambda box: abs(box.row - joins)).x
+        axis.plot([2, -0.15, -0.15, flow], [leaves, leaves, joins, joins], color="#444444", linewidth=0.8, zorder=0)
+        axis.plot(flow, joins, "o", color="white", markeredgecolor="#444444", markersize=9, markeredgewidth=0.8)
+        axis.text(flow, joins - 0.015, "+", ha="center", va="center", fontsize=9)
     line = {"arrowstyle": "-|>", "lw": 0.8, "color": "#444444", "shrinkB": 0}
     last = drawing.boxes[-1]
     top = last.row + HEIGHT / 2

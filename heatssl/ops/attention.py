@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 Activation = Literal["softmax", "relu2"]
 AttentionBackend = Literal["auto", "eager", "sdpa", "triton"]
@@ -184,3 +185,9 @@ def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 _attention.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.heatssl.attention)
+def _operations(query: torch.Size, _key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Those of both products, two a multiply-add: what torch's counter adds up."""
+    return 2 * query[0] * query[1] ** 2 * (query[2] + value[2])

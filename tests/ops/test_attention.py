@@ -98,6 +98,7 @@ def test_what_cannot_be_done_is_named(settings, message):
 IN_THE_INTERPRETER = """
 import pathlib, sys, torch
 sys.path.insert(0, str(pathlib.Path({folder!r})))
+from torch.utils.flop_counter import FlopCounterMode
 from test_attention import attention, check_backend, inputs
 check_backend("triton", {activation!r}, (37, 20, 70), torch.float32)  # more than one tile of each
 if {thorough}:
@@ -105,6 +106,12 @@ if {thorough}:
     check_backend("triton", {activation!r}, (3, 4, 5), torch.float32, gated=False, lead=(2, 3))
     check_backend("triton", {activation!r}, (33, 16, 16), torch.float32, gated=False, masked=False)
     (query, key, value, gate), settings, valid = inputs(5, 4, 6, torch.float32)
+    counts = []
+    for backend in ("eager", "triton"):
+        with FlopCounterMode(display=False) as counter:
+            attention(query, key, value, gate, {activation!r}, *settings, backend=backend)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
     whole = torch.compile(attention, backend="aot_eager", fullgraph=True)
     arguments = (query.requires_grad_(), key, value, gate, {activation!r}, *settings, valid)
     expected = attention(*arguments, backend="eager")
