@@ -96,7 +96,7 @@ class PretrainConfig:
 class EvaluationConfig:
     """What ``heatssl knn``, ``probe`` and ``attribute`` share: the weights and the images."""
 
-    run: str = "runs/pretrain"  # run folder, RUN/best, or timm:NAME
+    run: str = "runs/pretrain"  # run folder, RUN/best, timm:NAME, hf-hub:USER/NAME, FILE.safetensors or FILE?NAME
     data: DataConfig | None = None  # null: the data the run was trained on
     seed: int = 0
     batch_size: int = 256

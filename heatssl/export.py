@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,8 @@ from heatssl.backbones import create_backbone
 from heatssl.errors import UserError
 
 FORMAT = "heatssl-backbone-1"
+TIMM_SOURCES = ("hf-hub:", "local-dir:")  # what timm.create_model takes besides its own names
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # files of weights, by the end of their name
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,21 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
 
     Args:
         source: a run folder (its last weights); ``RUN/best`` (best by online kNN); ``timm:NAME`` (pretrained
-            weights) or ``timm:NAME?random`` (random ones, drawn from torch's global generator).
+            weights) or ``timm:NAME?random`` (random ones, drawn from torch's global generator);
+            ``hf-hub:USER/NAME`` and ``local-dir:FOLDER`` as timm takes them; ``FILE.safetensors`` that heatssl wrote;
+            ``FILE?NAME``, weights (.safetensors, .pth, .pt, .bin) of timm's model NAME, classifier or none.
 
     Raises:
         UserError: when the folder is missing or holds no backbone, when the weights do not fit the
-            architecture that the JSON describes, and when timm has no weights for the name.
+            architecture that the JSON or the name describes, and when timm has no weights for the name.
     """
-    if str(source).startswith("timm:"):
-        return _from_timm(str(source).removeprefix("timm:"))
+    text = str(source)
+    if text.startswith("timm:"):
+        return _from_timm(text.removeprefix("timm:"))
+    if text.startswith(TIMM_SOURCES):
+        return _from_timm(text)
+    if not is_run(source):
+        return _from_file(*_file_and_name(text))
     weights_path, info = _find(Path(source))
     weights_path.open("rb").close()  # safetensors would call a forbidden file a missing one
     backbone = create_backbone(info.name, info.image_size, **info.arguments)
@@ -94,6 +105,11 @@ def first_mismatch(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         if found[key].shape != wanted[key].shape:
             return f"{key} is {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
     return None
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether a source stands for a run folder, and not for weights from elsewhere."""
+    return not str(source).startswith(("timm:", *TIMM_SOURCES)) and _file_and_name(str(source))[0].suffix not in WEIGHTS
 
 
 def run_folder(source: str | Path) -> Path:
@@ -126,12 +142,70 @@ def _find(source: Path) -> tuple[Path, BackboneInfo]:
 
 
 def _described_in(weights: Path) -> str:
+    info = _description(weights)
+    return info.describe() if info else "an unknown architecture"
+
+
+def _description(weights: Path) -> BackboneInfo | None:
+    """What a file of heatssl says of its architecture; None for files of others."""
     with safetensors.safe_open(weights, framework="pt") as file:
         description = (file.metadata() or {}).get("backbone")
-    return BackboneInfo(**json.loads(description)).describe() if description else "an unknown architecture"
+    return BackboneInfo(**json.loads(description)) if description else None
+
+
+def _file_and_name(source: str) -> tuple[Path, str]:
+    """``FILE?NAME`` in its parts; a file may have a ``?`` in its name."""
+    path, mark, name = source.rpartition("?")
+    return (Path(path), name) if mark and Path(path).suffix in WEIGHTS else (Path(source), "")
+
+
+def _from_file(path: Path, name: str) -> tuple[nn.Module, BackboneInfo]:
+    """Weights in a file, of heatssl's own or of a model that the user names."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give one of weights, a run folder, or timm:NAME")
+    if name:
+        settings = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        image_size = settings.input_size[-1] if settings else 224  # an unknown name is answered by what comes next
+        backbone = create_backbone(name, image_size)
+        _load_file(backbone, path, name)
+        return backbone.eval(), _info(name, image_size, backbone)
+    try:
+        info = _description(path) if path.suffix == ".safetensors" else None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again") from error
+    if info is None:
+        raise UserError(f"{path} does not say which model it is of: write {path}?NAME with a name of timm's")
+    backbone = create_backbone(info.name, info.image_size, **info.arguments)
+    backbone.load_state_dict(safetensors.torch.load_file(path))
+    return backbone.eval(), info
+
+
+def _load_file(backbone: nn.Module, path: Path, name: str) -> None:
+    """Load weights as others publish them: in a table, with a classifier or a decoder, named as elsewhere."""
+    try:
+        found = timm.models.load_state_dict(str(path))
+    except Exception as error:  # files are broken in many ways
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"{path} cannot be read as weights ({reason}): copy it again, or save it as safetensors"
+        ) from error
+    # timm's own models translate the names of their authors' files.
+    translate = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    found = translate(found, backbone) if translate else found
+    wanted = backbone.state_dict()
+    mismatch = first_mismatch({key: found[key] for key in found if key in wanted}, wanted)
+    if mismatch:
+        raise UserError(f"{path} does not hold weights of {name}: {mismatch}")
+    left_out = [key for key in found if key not in wanted and not key.startswith(("head.", "fc.", "classifier."))]
+    if left_out:
+        warnings.warn(
+            f"{path}: {len(left_out)} tensors that {name} lacks are left out, {left_out[0]} first", stacklevel=2
+        )
+    backbone.load_state_dict(found, strict=False)
 
 
 def _from_timm(name: str) -> tuple[nn.Module, BackboneInfo]:
+    """A model of timm's, with its published weights or random ones."""
     name, _, option = name.partition("?")
     if option not in ("", "random"):
         raise UserError(f"timm:{name}?{option}: the only option is ?random")
@@ -139,20 +213,33 @@ def _from_timm(name: str) -> tuple[nn.Module, BackboneInfo]:
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
     if pretrained and settings is not None and not settings.has_weights:
         raise UserError(f"timm has no pretrained weights for {name}: use timm:{name}?random")
-    image_size = settings.input_size[-1] if settings else 224
     try:
+        image_size = settings.input_size[-1] if settings else _image_size(name)
         backbone = create_backbone(name, image_size, pretrained=pretrained)
     except UserError:
         raise
     except Exception as error:
         # Each downloader behind timm has exceptions of its own; to the user they all mean the same.
         raise UserError(
-            f"the weights of timm:{name} could not be downloaded ({type(error).__name__}): "
-            f"check the network, fill timm's cache, or use timm:{name}?random"
+            f"the weights of {name} could not be loaded ({type(error).__name__}): "
+            f"check the name and the network, fill timm's cache, or use timm:NAME?random"
         ) from error
+    return backbone.eval(), _info(name, image_size, backbone)
+
+
+def _info(name: str, image_size: int, backbone: nn.Module) -> BackboneInfo:
     found = getattr(backbone, "pretrained_cfg", {})
-    info = BackboneInfo(name, image_size, mean=list(found.get("mean", ())), std=list(found.get("std", ())))
-    return backbone.eval(), info
+    return BackboneInfo(name, image_size, mean=list(found.get("mean", ())), std=list(found.get("std", ())))
+
+
+def _image_size(name: str) -> int:
+    """Pixels that the configuration beside weights of ``hf-hub:`` or ``local-dir:`` names."""
+    if not name.startswith(TIMM_SOURCES):
+        return 224  # an unknown name, which create_backbone answers
+    if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
+        raise UserError(f"{name} is no folder: give one with config.json and model.safetensors, as timm saves them")
+    model = timm.create_model(name, num_classes=0)  # without its weights
+    return int(model.pretrained_cfg["input_size"][-1])
 
 
 # ---- files that are whole or untouched

@@ -7,10 +7,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import nn
 
 from heatssl.backbones import create_backbone
 from heatssl.errors import UserError
-from heatssl.export import BackboneInfo, load_backbone, save_backbone
+from heatssl.export import BackboneInfo, is_run, load_backbone, save_backbone
 
 ARGUMENTS = {"depth": 1, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 INFO = BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, [0.5, 0.4, 0.3], [0.2, 0.2, 0.2], step=7)
@@ -108,5 +109,68 @@ def test_timm_errors_name_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr("heatssl.export.create_backbone", offline)
-    with pytest.raises(UserError, match=r"could not be downloaded \(ConnectionError\).*\?random"):
+    with pytest.raises(UserError, match=r"could not be loaded \(ConnectionError\).*\?random"):
         load_backbone("timm:resnet10t")
+
+
+@pytest.fixture
+def plain() -> nn.Module:
+    """A model of timm's with a classifier, as others publish them."""
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", num_classes=7)
+
+
+def same_features(backbone: nn.Module, model: nn.Module) -> bool:
+    found, expected = backbone.state_dict(), model.state_dict()
+    return all(torch.equal(found[key], expected[key]) for key in found) and len(expected) == len(found) + 2
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped"])
+def test_a_file_of_weights_with_a_name_of_timms(plain: nn.Module, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights?.pth")
+    state = plain.state_dict()
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save({"model": state} if kind == "wrapped" else state, path)
+    backbone, info = load_backbone(f"{path}?test_vit")
+    assert same_features(backbone, plain)
+    assert (info.name, info.image_size) == ("test_vit", timm.get_pretrained_cfg("test_vit").input_size[-1])
+    assert not is_run(f"{path}?test_vit")
+
+
+def test_a_folder_as_timm_saves_it(plain: nn.Module, tmp_path: Path) -> None:
+    timm.models.save_for_hf(plain, tmp_path, model_config={"num_classes": 7}, safe_serialization=True)
+    backbone, info = load_backbone(f"local-dir:{tmp_path}")
+    assert same_features(backbone, plain)
+    assert info.image_size == plain.pretrained_cfg["input_size"][-1]
+
+
+def test_a_file_that_heatssl_wrote_describes_itself(tmp_path: Path) -> None:
+    backbone = create_backbone(INFO.name, INFO.image_size, **INFO.arguments)
+    save_backbone(tmp_path, backbone, INFO)
+    moved = (tmp_path / "backbone.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    again, info = load_backbone(moved)
+    assert info == INFO
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
+
+
+def test_files_that_cannot_be_used_are_named(plain: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    with pytest.raises(UserError, match="there is no file"):
+        load_backbone(path)
+    torch.save(plain.state_dict(), path)
+    with pytest.raises(UserError, match=r"weights\.pth\?NAME"):
+        load_backbone(path)
+    with pytest.raises(UserError, match=r"does not hold weights of test_vit2: .* is missing"):
+        load_backbone(f"{path}?test_vit2")
+    with pytest.raises(UserError, match="did you mean 'test_vit"):
+        load_backbone(f"{path}?test_vitt")
+    torch.save(plain.state_dict() | {"decoder.weight": torch.zeros(1)}, path)
+    with pytest.warns(UserWarning, match=r"1 tensors that test_vit lacks are left out, decoder\.weight first"):
+        load_backbone(f"{path}?test_vit")
+    path.write_text("nothing")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        load_backbone(f"{path}?test_vit")
+    with pytest.raises(UserError, match=r"is no folder: give one with config\.json"):
+        load_backbone(f"local-dir:{tmp_path / 'nowhere'}")

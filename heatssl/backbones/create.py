@@ -13,7 +13,7 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
     """Create a timm model that ends in features.
 
     Args:
-        name: any name of ``timm.list_models()``, or ``hf-hub:user/name``.
+        name: any name of ``timm.list_models()``, ``hf-hub:user/name`` or ``local-dir:folder``.
         image_size: pixels of the square input; sizes position embeddings where the model has them.
         pretrained: load timm's weights (needs network or timm's cache).
         **arguments: passed on to ``timm.create_model``, for example ``patch_size=8, depth=6``.
@@ -22,7 +22,7 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
         UserError: on an unknown name (the nearest one is named), on arguments that the model does not take,
             and on an image smaller than one patch.
     """
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
+    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
         raise UserError(
             f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())} (timm.list_models() lists all)"
         )

@@ -15,7 +15,7 @@ from heatssl.config_file import load_config
 from heatssl.data import ImageData, Split, open_split
 from heatssl.errors import UserError
 from heatssl.evaluation.features import extract_features, extract_maps
-from heatssl.export import BackboneInfo, load_backbone, run_folder
+from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
 MAX_CACHED = 8  # splits whose features stay in memory: two weights, train and val, twice
 
@@ -33,8 +33,8 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """Which weights of the run: last or best; or the name of timm's."""
-        if self.name.startswith("timm:"):
+        """Which weights of the run: last or best; or where else they come from."""
+        if not is_run(self.name):
             return self.name
         return "last" if run_folder(self.name) == Path(self.name) else "best"
 
@@ -52,7 +52,7 @@ def open_source(config: EvaluationConfig) -> Source:
         UserError: when the weights cannot be loaded, or a source outside a run leaves data or output open.
     """
     backbone, info = load_backbone(config.run)
-    folder = None if config.run.startswith("timm:") else run_folder(config.run)
+    folder = run_folder(config.run) if is_run(config.run) else None
     data = config.data
     if data is None:
         if folder is None:
