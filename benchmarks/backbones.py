@@ -21,6 +21,7 @@ from typing import Any
 
 import timm
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import heatssl  # noqa: F401 (its models join timm's)
@@ -108,7 +109,9 @@ def create(name: str, size: str, side: int) -> torch.nn.Module:
 
 def count(model: torch.nn.Module, images: torch.Tensor) -> dict[str, Any]:
     """Parameters, operations and memory."""
-    with torch.no_grad(), autocast(images.device), FlopCounterMode(display=False) as counter:
+    # A CPU's fused attention is unknown to the counter.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), autocast(images.device), plain, FlopCounterMode(display=False) as counter:
         model(images[:1])
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}

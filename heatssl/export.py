@@ -238,7 +238,7 @@ def _image_size(name: str) -> int:
         return 224  # an unknown name, which create_backbone answers
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
         raise UserError(f"{name} is no folder: give one with config.json and model.safetensors, as timm saves them")
-    model = timm.create_model(name, num_classes=0)  # without its weights
+    model: Any = timm.create_model(name, num_classes=0)  # without its weights
     return int(model.pretrained_cfg["input_size"][-1])
 
 
