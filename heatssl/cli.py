@@ -5,17 +5,27 @@ Nothing heavy is imported before a command is known to run, so that help answers
 
 import argparse
 import errno
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from heatssl import __version__
 from heatssl.errors import UserError
 from heatssl.help_text import SUMMARY, command_help, overview
+from heatssl.words import LISTS, settings
 
+FUNCTIONS = {
+    "pretrain": "heatssl.training:pretrain",
+    "probe": "heatssl.evaluation:run_probe",
+    "knn": "heatssl.evaluation:run_knn",
+    "evaluate": "heatssl.report.commands:run_evaluate",
+    "attribute": "heatssl.attribution:run_attribute",
+    "report": "heatssl.report.commands:run_report",
+    "models": "heatssl.backbones.table:print_models",
+}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -25,11 +35,14 @@ DISK_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceede
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script: run one command line, return the exit code."""
-    parsed = _parser().parse_args(arguments)
-    if parsed.command is None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
         _parser().print_help()
         return 0
-    return guarded(lambda: run(parsed.command, parsed.settings))
+    command, *words = arguments
+    if command not in SUMMARY or {"-h", "--help"} & set(words):
+        _parser().parse_args(arguments)  # help, the version or a mistake: it does not come back
+    return guarded(lambda: run(command, settings(command, words)))
 
 
 def run(command: str, overrides: list[str]) -> None:
@@ -98,29 +111,9 @@ def _complain(message: str, code: int) -> int:
 
 def _function(command: str) -> Callable[[Any], Any]:
     """The function behind a command; importing it is what takes seconds."""
-    if command == "pretrain":
-        from heatssl.training import pretrain
-
-        return pretrain
-    if command == "probe":
-        from heatssl.evaluation import run_probe
-
-        return run_probe
-    if command == "knn":
-        from heatssl.evaluation import run_knn
-
-        return run_knn
-    if command == "attribute":
-        from heatssl.attribution import run_attribute
-
-        return run_attribute
-    if command == "models":
-        from heatssl.backbones.table import print_models
-
-        return print_models
-    from heatssl.report import write_report
-
-    return lambda config: print(write_report(Path(config.run)))
+    module, _, name = FUNCTIONS[command].partition(":")
+    function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, summary in SUMMARY.items():
         sub = commands.add_parser(
             command,
-            usage=f"heatssl {command} [key=value ...]",
+            usage=f"heatssl {command}{f' [{LISTS[command].upper()} ...]' if command in LISTS else ''} [key=value ...]",
             description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=plain,
             allow_abbrev=False,

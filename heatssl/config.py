@@ -128,6 +128,20 @@ class ProbeConfig(EvaluationConfig):
 
 
 @dataclass
+class EvaluateConfig:
+    """``heatssl evaluate``: several backbones in one table."""
+
+    sources: list[str] = field(default_factory=list)  # as run= of knn: run folders, timm:NAME, FILE?NAME, ...
+    suite: str = "quick"  # quick: knn and the linear probe; full: the attentive and the one-block probe beside them
+    data: DataConfig | None = None  # null: of each run its own
+    seeds: list[int] = field(default_factory=lambda: [0])  # of the probes; several show their spread
+    batch_size: int = 256
+    workers: int = 2
+    accelerator: str = "auto"
+    output: str = "runs/evaluation"  # results.json, .csv, .md and .html
+
+
+@dataclass
 class AttributeConfig(EvaluationConfig):
     """``heatssl attribute``: heatmaps as PNG overlays."""
 
@@ -158,6 +172,7 @@ SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "probe": ProbeConfig,
     "knn": KnnConfig,
+    "evaluate": EvaluateConfig,
     "attribute": AttributeConfig,
     "report": ReportConfig,
     "models": ModelsConfig,

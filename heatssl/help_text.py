@@ -13,6 +13,7 @@ SUMMARY = {
     "pretrain": "pretrain a timm backbone without labels",
     "probe": "train a classifier on frozen features and report its accuracy",
     "knn": "report the accuracy of nearest neighbours among frozen features",
+    "evaluate": "measure several backbones by the same protocols: one table, and a page",
     "attribute": "write heatmaps of where the features come from, with or without a classifier",
     "report": "write report.html from what a run folder holds",
     "models": "list backbones with their parameters, operations and input size",
@@ -33,6 +34,11 @@ EXAMPLES = {
     "knn": [
         "heatssl knn run=runs/demo",
         "heatssl knn run=timm:vit_small_patch16_224 data=folder data.root=/path/to/images",
+    ],
+    "evaluate": [
+        "heatssl evaluate runs/demo runs/demo/best",
+        "heatssl evaluate runs/mine timm:vit_small_patch16_224.dino --suite full data=folder data.root=/path/to/images",
+        "heatssl evaluate runs/a runs/b seeds=[0,1,2] output=runs/comparison",
     ],
     "attribute": [
         "heatssl attribute run=runs/demo",

@@ -14,6 +14,7 @@ from heatssl.config import SCHEMAS, setting_types
 from heatssl.config_folder import groups, options
 from heatssl.errors import UserError
 from heatssl.help_text import EXAMPLES, SUMMARY, command_help
+from heatssl.words import settings
 
 HEAVY = (
     "torch",
@@ -88,8 +89,8 @@ def test_help_of_a_command_lists_its_settings_and_its_options(command: str) -> N
 def test_the_examples_of_the_help_compose(example: str) -> None:
     from heatssl.composition import compose
 
-    _, command, *settings = example.split()
-    assert compose(command, settings) is not None
+    _, command, *words = example.split()
+    assert compose(command, settings(command, words)) is not None
 
 
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from heatssl.composition import compose
 from heatssl.errors import UserError
 from heatssl.help_text import SUMMARY
+from heatssl.words import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -48,11 +49,11 @@ def command_problems(block: str) -> Iterator[str]:
         words = line.strip().removeprefix("$ ").partition(" #")[0]
         if not words.startswith("heatssl "):
             continue
-        _, command, *settings = shlex.split(words)
-        if command not in SUMMARY or "--help" in settings:
+        _, command, *given = shlex.split(words)
+        if command not in SUMMARY or "--help" in given:
             continue
         try:
-            compose(command, settings)
+            compose(command, settings(command, given))
         except UserError as error:
             yield f"{words}: {error}"
 

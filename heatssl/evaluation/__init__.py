@@ -6,6 +6,7 @@ from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import LinearProbe, load_probe, save_probe
 from heatssl.evaluation.probe import ProbeResult, linear_probe
 from heatssl.evaluation.results import Result
+from heatssl.evaluation.suite import run_suite
 from heatssl.evaluation.token_probe import TokenProbe, TokenProbeResult, token_probe
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "load_probe",
     "run_knn",
     "run_probe",
+    "run_suite",
     "save_probe",
     "token_probe",
 ]

@@ -35,6 +35,11 @@ def run_knn(config: KnnConfig) -> list[Result]:
         UserError: on input that cannot work.
     """
     source = open_source(config)
+    return _finish(source, measure_knn(source, config))
+
+
+def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
+    """What :func:`run_knn` prints and keeps, of a source that is open."""
     vote = "majority vote" if config.temperature is None else f"votes exp(cosine / {config.temperature:g})"
     method = f"{config.k} nearest neighbours by cosine, {vote}"
 
@@ -44,7 +49,7 @@ def run_knn(config: KnnConfig) -> list[Result]:
 
         return _measure("knn", weights, backbone, source, config, method, accuracy)
 
-    return _finish(source, [measure(*each) for each in _backbones(source, config.random_init, config.seed)])
+    return [measure(*each) for each in _backbones(source, config.random_init, config.seed)]
 
 
 @permission_errors()
@@ -62,6 +67,11 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     if config.head not in METHODS:
         raise UserError(f"unknown head {config.head!r}: choose one of {', '.join(METHODS)}")
     source = open_source(config)
+    return _finish(source, measure_probe(source, config, keep=True))
+
+
+def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Result]:
+    """What :func:`run_probe` prints, of a source that is open; ``keep`` the linear probe in a file."""
 
     def measure(weights: str, backbone: nn.Module) -> Result:
         def linear(features: Features, classes: list[str]) -> float:
@@ -74,7 +84,7 @@ def run_probe(config: ProbeConfig) -> list[Result]:
                 held_out=config.held_out,
                 seed=config.seed,
             )
-            if weights == "pretrained":
+            if keep and weights == "pretrained":
                 save_probe(source.output / "probe.safetensors", found.probe, classes, fingerprint(backbone))
             return found.accuracy
 
@@ -93,7 +103,7 @@ def run_probe(config: ProbeConfig) -> list[Result]:
         accuracy = linear if config.head == "linear" else token
         return _measure(config.head, weights, backbone, source, config, _probe_method(config), accuracy)
 
-    return _finish(source, [measure(*each) for each in _backbones(source, config.random_init, config.seed)])
+    return [measure(*each) for each in _backbones(source, config.random_init, config.seed)]
 
 
 def _probe_method(config: ProbeConfig) -> str:

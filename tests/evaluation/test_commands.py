@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,32 +10,14 @@ import torch
 
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
-from heatssl.config import DataConfig, KnnConfig, PretrainConfig, ProbeConfig
-from heatssl.config_file import save_config
+from heatssl.config import DataConfig, KnnConfig, ProbeConfig
 from heatssl.data import Subset, open_split
 from heatssl.errors import UserError
 from heatssl.evaluation import extract_features, extract_maps, features, load_probe, run_knn, run_probe, source
 from heatssl.evaluation.results import Result, append_results, read_results
-from heatssl.export import BackboneInfo, save_backbone
 
 ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
-
-
-def write_run(folder: Path, seed: int = 3) -> Path:
-    """A run folder whose backbone was never trained."""
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(seed)
-    backbone = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
-    save_backbone(folder, backbone, BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std, step=7))
-    save_config(PretrainConfig(data=DATA, backbone_arguments=dict(ARGUMENTS)), folder / "config.yaml")
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """An untrained run."""
-    return write_run(tmp_path / "run")
 
 
 def test_features_are_in_order_and_do_not_depend_on_the_batch(run: Path) -> None:
@@ -136,7 +119,9 @@ def test_maps_that_memory_cannot_hold_are_refused_before_they_are_extracted(
         run_probe(ProbeConfig(run=str(run), workers=0, head="attentive", epochs=1, random_init=False))
 
 
-def test_features_are_extracted_once_but_never_stale(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_extracted_once_but_never_stale(
+    run: Path, monkeypatch: pytest.MonkeyPatch, write_run: Callable[..., Path]
+) -> None:
     calls: list[int] = []
     real = source.extract_features
     monkeypatch.setattr(source, "extract_features", lambda *a, **k: calls.append(1) or real(*a, **k))

@@ -1,0 +1,171 @@
+"""``heatssl evaluate``: several backbones by the same protocols, in one table that says what each number is."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from heatssl.config import EvaluateConfig, EvaluationConfig, KnnConfig, ProbeConfig
+from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.commands import measure_knn, measure_probe
+from heatssl.evaluation.results import Result
+from heatssl.evaluation.source import Source, open_source
+from heatssl.export import disk_errors, write_atomically
+
+SUITES = {"quick": ("knn", "linear"), "full": ("knn", "linear", "attentive", "block")}
+NAMES = {"knn": "kNN", "linear": "linear", "attentive": "attentive", "block": "one block"}
+SEEDED = ("linear", "attentive", "block")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backbone by one protocol: a line of ``results.csv``."""
+
+    name: str  # the source as it was given
+    metric: str
+    accuracy: float  # mean over seeds, in [0, 1]
+    lowest: float
+    highest: float
+    standard_error: float  # of one accuracy, from the number of test images alone
+    seeds: int
+    data: str
+    split: str
+    train_size: int
+    val_size: int
+    backbone: str
+    step: int
+    seconds: float  # of all seeds
+    hardware: str
+    commit: str | None
+    protocol: str  # without the seed
+
+
+@permission_errors()
+def run_suite(config: EvaluateConfig) -> Path:
+    """Measure every source, print the table, write ``results.json``, ``.csv`` and ``.md`` after each source.
+
+    All sources are opened before anything is measured: a mistake in the last costs nothing.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        UserError: on no source, an unknown suite, or input that cannot work.
+    """
+    if config.suite not in SUITES:
+        raise UserError(f"unknown suite {config.suite!r}: choose one of {', '.join(SUITES)}")
+    if not config.sources:
+        raise UserError("evaluate what? heatssl evaluate RUN [RUN ...], or timm:NAME data=folder data.root=PATH")
+    if not config.seeds:
+        raise UserError("seeds is empty: give at least one, such as seeds=[0]")
+    folder = Path(config.output)
+    sources = [_open(name, config) for name in dict.fromkeys(config.sources)]
+    measured: list[dict[str, Any]] = []
+    for source in sources:
+        for metric in SUITES[config.suite]:
+            for seed in config.seeds if metric in SEEDED else config.seeds[:1]:
+                found = _measure(source, metric, seed, config)
+                measured += [{"name": source.name, **asdict(result)} for result in found]
+                print(f"{source.name}: {NAMES[metric]}, seed {seed}: {100 * found[0].accuracy:.1f} %", flush=True)
+        write_tables(folder, measured)
+    print(f"\n{markdown(summarise(measured))}", flush=True)
+    return folder
+
+
+def _open(name: str, config: EvaluateConfig) -> Source:
+    return open_source(
+        EvaluationConfig(
+            run=name,
+            data=config.data,
+            workers=config.workers,
+            accelerator=config.accelerator,
+            output=config.output,
+        )
+    )
+
+
+def _measure(source: Source, metric: str, seed: int, config: EvaluateConfig) -> list[Result]:
+    shared: dict[str, Any] = {"run": source.name, "seed": seed, "batch_size": config.batch_size, "random_init": False}
+    if metric == "knn":
+        return measure_knn(source, KnnConfig(**shared))
+    return measure_probe(source, ProbeConfig(head=metric, **shared), keep=False)
+
+
+def write_tables(folder: Path, measured: list[dict[str, Any]]) -> None:
+    """``results.json`` holds every result, ``results.csv`` and ``results.md`` one row for each protocol.
+
+    Raises:
+        UserError: when the disk is full or cannot be written.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    rows = summarise(measured)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    texts = {
+        "results.json": json.dumps({"results": measured}, indent=2),
+        "results.csv": table.getvalue(),
+        "results.md": markdown(rows) + "\n",
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+
+
+def summarise(measured: Iterable[dict[str, Any]]) -> list[Row]:
+    """Results that differ in their seed alone become one row, in the order in which they came."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for result in measured:
+        protocol = re.sub(r"; seed \d+$", "", result["protocol"])
+        key = (result["name"], result["metric"], protocol, result["data"], result["split"])
+        groups.setdefault(key, []).append(result)
+    return [_row(key[2], group) for key, group in groups.items()]
+
+
+def _row(protocol: str, group: list[dict[str, Any]]) -> Row:
+    accuracies, first = [result["accuracy"] for result in group], group[0]
+    accuracy = mean(accuracies)
+    copied = ("name", "metric", "data", "split", "train_size", "val_size", "backbone", "step", "hardware", "commit")
+    return Row(
+        accuracy=accuracy,
+        lowest=min(accuracies),
+        highest=max(accuracies),
+        standard_error=math.sqrt(accuracy * (1 - accuracy) / first["val_size"]),
+        seeds=len(group),
+        seconds=round(sum(result["seconds"] for result in group), 1),
+        protocol=protocol,
+        **{key: first[key] for key in copied},
+    )
+
+
+def markdown(rows: list[Row]) -> str:
+    """One table for each data set and split, backbones down and metrics across, and what each metric is."""
+    parts = []
+    for data, split in dict.fromkeys((row.data, row.split) for row in rows):
+        here = [row for row in rows if (row.data, row.split) == (data, split)]
+        metrics = list(dict.fromkeys(row.metric for row in here))
+        lines = [
+            f"{data}, {split}, {here[0].val_size} images: % right, ± standard error of the images, (range over seeds)",
+            "",
+            "| backbone | " + " | ".join(NAMES.get(metric, metric) for metric in metrics) + " |",
+            "|---" * (len(metrics) + 1) + "|",
+        ]
+        for name in dict.fromkeys(row.name for row in here):
+            cells = {row.metric: _cell(row) for row in here if row.name == name}
+            lines.append(f"| {name} | " + " | ".join(cells.get(metric, "") for metric in metrics) + " |")
+        protocols = {f"- {NAMES.get(row.metric, row.metric)}: {row.protocol}": None for row in here}
+        machines = dict.fromkeys(f"- {row.hardware}, commit {row.commit or 'unknown'}" for row in here)
+        parts.append("\n".join([*lines, "", *protocols, *machines]))
+    return "\n\n".join(parts)
+
+
+def _cell(row: Row) -> str:
+    spread = f" ({100 * row.lowest:.1f} to {100 * row.highest:.1f})" if row.seeds > 1 else ""
+    return f"{100 * row.accuracy:.1f} ± {100 * row.standard_error:.1f}{spread}"

@@ -1,0 +1,20 @@
+"""``heatssl report`` and ``heatssl evaluate``: the commands that end in a page."""
+
+from pathlib import Path
+
+from heatssl.config import EvaluateConfig, ReportConfig
+
+
+def run_report(config: ReportConfig) -> None:
+    """Write the report of a run and print where it is."""
+    from heatssl.report.report import write_report
+
+    print(write_report(Path(config.run)))
+
+
+def run_evaluate(config: EvaluateConfig) -> None:
+    """Measure every source, write tables and page, print where they are."""
+    from heatssl.evaluation import run_suite
+    from heatssl.report.results_page import write_results_page
+
+    print(f"-> {write_results_page(run_suite(config))}")

@@ -1,0 +1,70 @@
+"""The results of ``heatssl evaluate`` as one self-contained HTML page."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.suite import NAMES, Row, summarise
+from heatssl.report.numbers import percent
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One metric on one data set: its rows, best first."""
+
+    title: str
+    rows: list[Row]
+    protocols: list[str]  # one, where all rows share it
+
+
+@permission_errors()
+def write_results_page(folder: Path) -> Path:
+    """Write ``results.html`` beside ``results.json`` and return its path.
+
+    Raises:
+        UserError: when the folder holds no results, or cannot be written to.
+    """
+    source, path = folder / "results.json", folder / "results.html"
+    try:
+        measured = json.loads(source.read_text(encoding="utf-8"))["results"]
+        rows = summarise(measured)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source} holds no results ({error}): run heatssl evaluate again") from error
+    half_written = path.with_name("results.html.tmp")
+    try:
+        half_written.write_text(render(folder.resolve().name, rows), encoding="utf-8")
+        half_written.replace(path)
+    except OSError as error:
+        half_written.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space or fix its permissions") from error
+    return path
+
+
+def render(name: str, rows: list[Row]) -> str:
+    """The whole page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("heatssl.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = percent
+    return environment.get_template("results.html").render(
+        name=name,
+        charts=charts(rows),
+        rows=[dataclasses.asdict(row) | {"metric": NAMES.get(row.metric, row.metric)} for row in rows],
+    )
+
+
+def charts(rows: list[Row]) -> list[Chart]:
+    """One for each metric, data set and split, in the order of the results."""
+    keys = dict.fromkeys((row.metric, row.data, row.split) for row in rows)
+    several = len({key[1:] for key in keys}) > 1
+    made = []
+    for metric, data, split in keys:
+        here = [row for row in rows if (row.metric, row.data, row.split) == (metric, data, split)]
+        title = NAMES.get(metric, metric) + (f" on {data}, {split}" if several else "")
+        best_first = sorted(here, key=lambda row: -row.accuracy)
+        made.append(Chart(title, best_first, list(dict.fromkeys(row.protocol for row in here))))
+    return made
