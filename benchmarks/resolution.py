@@ -107,7 +107,7 @@ def measure(
         if head is None:
             if probe is None:
                 probe = linear_probe(train_x, train_y, val_x, val_y).probe
-            row["linear"] = (probe(val_x).argmax(dim=1) == val_y).float().mean().item()
+            row["linear"] = (probe.logits(val_x).argmax(dim=1) == val_y).float().mean().item()
             bank, asked = ((x - centre) / spread for x in (train_x, val_x))
             row["knn"] = knn_accuracy(bank, train_y, asked, val_y)
         else:
