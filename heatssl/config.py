@@ -124,6 +124,9 @@ class ProbeConfig(EvaluationConfig):
     iterations: int = 100  # of logistic_regression
     epochs: int | None = None  # of sgd, attentive and block; null: their default
     held_out: float = 0.1  # share of train that selects the point of the grid
+    shots: int | None = None  # few labels: so many images of each class train the linear probe
+    share: float | None = None  # or this share of train
+    draws: int = 5  # of the few, each with other images: the mean of their accuracies, and their deviation
     random_init: bool = True
 
 
@@ -132,7 +135,7 @@ class EvaluateConfig:
     """``heatssl evaluate``: several backbones in one table."""
 
     sources: list[str] = field(default_factory=list)  # as run= of knn: run folders, timm:NAME, FILE?NAME, ...
-    suite: str = "quick"  # quick: knn and the linear probe; full: the attentive and the one-block probe beside them
+    suite: str = "quick"  # quick: knn and the linear probe; full: few labels, attentive and one-block probe too
     data: DataConfig | None = None  # null: of each run its own
     seeds: list[int] = field(default_factory=lambda: [0])  # of the probes; several show their spread
     batch_size: int = 256

@@ -29,6 +29,7 @@ EXAMPLES = {
     "probe": [
         "heatssl probe run=runs/demo",
         "heatssl probe run=runs/demo head=attentive",
+        "heatssl probe run=runs/demo shots=5",
         "heatssl probe run=runs/demo/best data=folder data.root=/path/to/images",
     ],
     "knn": [

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from heatssl.config import EvaluationConfig, KnnConfig, ProbeConfig
 from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.few_shot import few_shot_probe
 from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import save_probe
 from heatssl.evaluation.probe import SGD_EPOCHS, linear_probe
@@ -16,6 +18,14 @@ from heatssl.evaluation.source import Source, cached_features, fingerprint, open
 from heatssl.evaluation.token_probe import BATCH, EPOCHS, HEADS, token_probe, trial_epochs
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]  # train_x, train_y, test_x, test_y
+
+
+class Accuracy(NamedTuple):
+    """Of one protocol: the mean where it has several draws, and their deviation."""
+
+    mean: float
+    deviation: float | None = None
+
 
 METHODS = {  # by head of the probe
     "linear": "logistic regression",
@@ -44,8 +54,8 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
     method = f"{config.k} nearest neighbours by cosine, {vote}"
 
     def measure(weights: str, backbone: nn.Module) -> Result:
-        def accuracy(features: Features, _classes: list[str]) -> float:
-            return knn_accuracy(*features, k=config.k, temperature=config.temperature)
+        def accuracy(features: Features, _classes: list[str]) -> Accuracy:
+            return Accuracy(knn_accuracy(*features, k=config.k, temperature=config.temperature))
 
         return _measure("knn", weights, backbone, source, config, method, accuracy)
 
@@ -66,6 +76,8 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     """
     if config.head not in METHODS:
         raise UserError(f"unknown head {config.head!r}: choose one of {', '.join(METHODS)}")
+    if is_few(config) and (config.head != "linear" or config.solver != "logistic_regression"):
+        raise UserError("shots and share are for head=linear and solver=logistic_regression: leave the others out")
     source = open_source(config)
     return _finish(source, measure_probe(source, config, keep=True))
 
@@ -74,7 +86,7 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
     """What :func:`run_probe` prints, of a source that is open; ``keep`` the linear probe in a file."""
 
     def measure(weights: str, backbone: nn.Module) -> Result:
-        def linear(features: Features, classes: list[str]) -> float:
+        def linear(features: Features, classes: list[str]) -> Accuracy:
             found = linear_probe(
                 *features,
                 solver=config.solver,
@@ -86,10 +98,16 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
             )
             if keep and weights == "pretrained":
                 save_probe(source.output / "probe.safetensors", found.probe, classes, fingerprint(backbone))
-            return found.accuracy
+            return Accuracy(found.accuracy)
 
-        def token(maps: Features, _classes: list[str]) -> float:
-            return token_probe(
+        def few(features: Features, _classes: list[str]) -> Accuracy:
+            found = few_shot_probe(
+                *features, shots=config.shots, share=config.share, draws=config.draws, seed=config.seed
+            )
+            return Accuracy(found.accuracy, found.deviation)
+
+        def token(maps: Features, _classes: list[str]) -> Accuracy:
+            found = token_probe(
                 *maps,
                 head=config.head,
                 learning_rates=config.grid,
@@ -98,16 +116,31 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
                 seed=config.seed,
                 device=source.device,
                 progress=True,
-            ).accuracy
+            )
+            return Accuracy(found.accuracy)
 
-        accuracy = linear if config.head == "linear" else token
-        return _measure(config.head, weights, backbone, source, config, _probe_method(config), accuracy)
+        accuracy = token if config.head in HEADS else few if is_few(config) else linear
+        return _measure(_metric(config), weights, backbone, source, config, _probe_method(config), accuracy)
 
     return [measure(*each) for each in _backbones(source, config.random_init, config.seed)]
 
 
+def is_few(config: ProbeConfig) -> bool:
+    """Whether the probe has few labels."""
+    return config.shots is not None or config.share is not None
+
+
+def _metric(config: ProbeConfig) -> str:
+    if not is_few(config):
+        return config.head
+    return f"{config.shots}-shot" if config.shots is not None else f"{100 * (config.share or 0):g} % labels"
+
+
 def _probe_method(config: ProbeConfig) -> str:
     """What the protocol says about the classifier and how it is trained."""
+    if is_few(config):
+        few = f"{config.shots} images of each class" if config.shots is not None else f"{config.share:g} of train"
+        return f"{METHODS['linear']} on standardised features, C = 1, on {few}, mean of {config.draws} draws"
     selected = f"selected on {100 * config.held_out:g} % of train"
     if config.head != "linear":
         epochs = EPOCHS[config.head] if config.epochs is None else config.epochs
@@ -135,7 +168,7 @@ def _measure(
     source: Source,
     config: EvaluationConfig,
     method: str,
-    accuracy: Callable[[Features, list[str]], float],
+    accuracy: Callable[[Features, list[str]], Accuracy],
 ) -> Result:
     start = time.perf_counter()
     maps = metric in HEADS
@@ -150,11 +183,13 @@ def _measure(
     place = source.device if source.device.type == "cuda" and not maps else torch.device("cpu")
     features = (train_x.to(place), train_y.to(place), val_x.to(place), val_y.to(place))
     shape = " x ".join(map(str, train_x.shape[1:]))
+    found = accuracy(features, train.classes)
     what = f"frozen feature maps ({shape})" if maps else "mean-pooled frozen features"
     return Result(
         metric=metric,
         weights=weights,
-        accuracy=accuracy(features, train.classes),
+        accuracy=found.mean,
+        deviation=found.deviation,
         protocol=(
             f"{method}; {what} at {source.data.image_size} px, centre crop; "
             f"{len(train_y)} train, {len(val_y)} {split} images; seed {config.seed}"

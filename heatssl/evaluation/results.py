@@ -18,7 +18,7 @@ from heatssl.export import disk_errors, write_atomically
 class Result:
     """One entry of ``evaluation.json``."""
 
-    metric: str  # "knn", or the head of the probe: "linear", "attentive" or "block"
+    metric: str  # "knn", the head of the probe ("linear", "attentive", "block"), or few labels: "5-shot", "1 % labels"
     weights: str  # "pretrained" or "random_init"
     accuracy: float  # in [0, 1]
     protocol: str  # one line
@@ -33,6 +33,7 @@ class Result:
     step: int  # optimiser steps behind the weights
     hardware: str
     commit: str | None  # of the code; ends in "+changes" when tracked files differ from it
+    deviation: float | None = None  # of the accuracy over the draws of a protocol that has several
 
 
 def append_results(path: Path, results: list[Result]) -> None:
@@ -73,12 +74,17 @@ def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
 def format_table(results: list[Result]) -> str:
     """Aligned lines: metric, weights, accuracy in percent, protocol."""
     rows = [("metric", "weights", "accuracy", "protocol")]
-    rows += [(r.metric, r.weights, f"{100 * r.accuracy:.1f} %", r.protocol) for r in results]
+    rows += [(r.metric, r.weights, _percent(r), r.protocol) for r in results]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{metric:<{widths[0]}}  {weights:<{widths[1]}}  {accuracy:>{widths[2]}}  {protocol}"
         for metric, weights, accuracy, protocol in rows
     )
+
+
+def _percent(result: Result) -> str:
+    deviation = "" if result.deviation is None else f" ± {100 * result.deviation:.1f}"
+    return f"{100 * result.accuracy:.1f}{deviation} %"
 
 
 def hardware(device: torch.device) -> str:

@@ -18,9 +18,18 @@ from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, open_source
 from heatssl.export import disk_errors, write_atomically
 
-SUITES = {"quick": ("knn", "linear"), "full": ("knn", "linear", "attentive", "block")}
-NAMES = {"knn": "kNN", "linear": "linear", "attentive": "attentive", "block": "one block"}
-SEEDED = ("linear", "attentive", "block")
+MEASURES: dict[str, dict[str, Any]] = {  # of heatssl probe, by what tables call them; kNN stands before them
+    "linear": {},
+    "1-shot": {"shots": 1},
+    "5-shot": {"shots": 5},
+    "10-shot": {"shots": 10},
+    "1 % labels": {"share": 0.01},
+    "10 % labels": {"share": 0.1},
+    "attentive": {"head": "attentive"},
+    "block": {"head": "block"},
+}
+SUITES = {"quick": ("knn", "linear"), "full": ("knn", *MEASURES)}
+NAMES = {"knn": "kNN", "block": "one block"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Row:
     highest: float
     standard_error: float  # of one accuracy, from the number of test images alone
     seeds: int
+    deviation: float | None  # over the draws of few labels, mean over seeds
     data: str
     split: str
     train_size: int
@@ -69,10 +79,13 @@ def run_suite(config: EvaluateConfig) -> Path:
     measured: list[dict[str, Any]] = []
     for source in sources:
         for metric in SUITES[config.suite]:
-            for seed in config.seeds if metric in SEEDED else config.seeds[:1]:
+            for seed in config.seeds if metric in MEASURES else config.seeds[:1]:
                 found = _measure(source, metric, seed, config)
                 measured += [{"name": source.name, **asdict(result)} for result in found]
-                print(f"{source.name}: {NAMES[metric]}, seed {seed}: {100 * found[0].accuracy:.1f} %", flush=True)
+                print(
+                    f"{source.name}: {NAMES.get(metric, metric)}, seed {seed}: {100 * found[0].accuracy:.1f} %",
+                    flush=True,
+                )
         write_tables(folder, measured)
     print(f"\n{markdown(summarise(measured))}", flush=True)
     return folder
@@ -94,7 +107,7 @@ def _measure(source: Source, metric: str, seed: int, config: EvaluateConfig) -> 
     shared: dict[str, Any] = {"run": source.name, "seed": seed, "batch_size": config.batch_size, "random_init": False}
     if metric == "knn":
         return measure_knn(source, KnnConfig(**shared))
-    return measure_probe(source, ProbeConfig(head=metric, **shared), keep=False)
+    return measure_probe(source, ProbeConfig(**shared, **MEASURES[metric]), keep=False)
 
 
 def write_tables(folder: Path, measured: list[dict[str, Any]]) -> None:
@@ -131,6 +144,7 @@ def summarise(measured: Iterable[dict[str, Any]]) -> list[Row]:
 
 def _row(protocol: str, group: list[dict[str, Any]]) -> Row:
     accuracies, first = [result["accuracy"] for result in group], group[0]
+    deviations = [result["deviation"] for result in group if result.get("deviation") is not None]
     accuracy = mean(accuracies)
     copied = ("name", "metric", "data", "split", "train_size", "val_size", "backbone", "step", "hardware", "commit")
     return Row(
@@ -139,6 +153,7 @@ def _row(protocol: str, group: list[dict[str, Any]]) -> Row:
         highest=max(accuracies),
         standard_error=math.sqrt(accuracy * (1 - accuracy) / first["val_size"]),
         seeds=len(group),
+        deviation=mean(deviations) if deviations else None,
         seconds=round(sum(result["seconds"] for result in group), 1),
         protocol=protocol,
         **{key: first[key] for key in copied},
@@ -168,4 +183,5 @@ def markdown(rows: list[Row]) -> str:
 
 def _cell(row: Row) -> str:
     spread = f" ({100 * row.lowest:.1f} to {100 * row.highest:.1f})" if row.seeds > 1 else ""
-    return f"{100 * row.accuracy:.1f} ± {100 * row.standard_error:.1f}{spread}"
+    draws = "" if row.deviation is None else f", draws ± {100 * row.deviation:.1f}"
+    return f"{100 * row.accuracy:.1f} ± {100 * row.standard_error:.1f}{draws}{spread}"

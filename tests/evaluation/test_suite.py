@@ -78,6 +78,8 @@ def test_rows_are_means_over_seeds_alone() -> None:
     table = markdown([first, second])
     assert "| a | 60.0 ± 4.9 (50.0 to 70.0) |" in table
     assert "| b | 20.0 ± 4.0 |" in table
+    (few,) = summarise([result("a", 0.6, metric="5-shot", deviation=0.02)])
+    assert "| a | 60.0 ± 4.9, draws ± 2.0 |" in markdown([few])
     assert table.count("- linear: logistic regression; 80 train, 100 val images") == 1
 
 
