@@ -21,6 +21,7 @@ FUNCTIONS = {
     "pretrain": "heatssl.training:pretrain",
     "probe": "heatssl.evaluation:run_probe",
     "knn": "heatssl.evaluation:run_knn",
+    "segment": "heatssl.evaluation:run_segment",
     "evaluate": "heatssl.report.commands:run_evaluate",
     "attribute": "heatssl.attribution:run_attribute",
     "report": "heatssl.report.commands:run_report",

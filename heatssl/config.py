@@ -131,6 +131,19 @@ class ProbeConfig(EvaluationConfig):
 
 
 @dataclass
+class SegmentConfig(EvaluationConfig):
+    """``heatssl segment``: masks/train/x/1.png beside train/x/1.jpg, and so for val; or the generated scenes."""
+
+    method: str = "linear"  # a linear layer on every position; or knn, the most similar positions of train
+    ignore: list[int] = field(default_factory=list)  # values of masks that count nowhere
+    k: int = 30  # knn
+    temperature: float = 0.07  # knn: votes weigh exp(cosine / temperature)
+    epochs: int | None = None  # linear; null: its default
+    held_out: float = 0.1  # linear: share of train that selects the learning rate
+    random_init: bool = True
+
+
+@dataclass
 class EvaluateConfig:
     """``heatssl evaluate``: several backbones in one table."""
 
@@ -175,6 +188,7 @@ SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "probe": ProbeConfig,
     "knn": KnnConfig,
+    "segment": SegmentConfig,
     "evaluate": EvaluateConfig,
     "attribute": AttributeConfig,
     "report": ReportConfig,

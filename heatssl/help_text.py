@@ -13,6 +13,7 @@ SUMMARY = {
     "pretrain": "pretrain a timm backbone without labels",
     "probe": "train a classifier on frozen features and report its accuracy",
     "knn": "report the accuracy of nearest neighbours among frozen features",
+    "segment": "report how well frozen feature maps tell the classes of pixels",
     "evaluate": "measure several backbones by the same protocols: one table, and a page",
     "attribute": "write heatmaps of where the features come from, with or without a classifier",
     "report": "write report.html from what a run folder holds",
@@ -35,6 +36,10 @@ EXAMPLES = {
     "knn": [
         "heatssl knn run=runs/demo",
         "heatssl knn run=timm:vit_small_patch16_224 data=folder data.root=/path/to/images",
+    ],
+    "segment": [
+        "heatssl segment run=runs/demo",
+        "heatssl segment run=runs/demo data=tar data.root=pets-trimap.tar ignore=[3] method=knn",
     ],
     "evaluate": [
         "heatssl evaluate runs/demo runs/demo/best",

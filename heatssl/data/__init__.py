@@ -4,12 +4,14 @@ from heatssl.data.augment import augment, denormalise, normalise
 from heatssl.data.batch import BadFiles, Batch
 from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset
 from heatssl.data.loading import eval_loader, steps_per_epoch, train_loader
+from heatssl.data.masked import MaskedData, open_masked
 from heatssl.data.open import open_split
 
 __all__ = [
     "BadFiles",
     "Batch",
     "ImageData",
+    "MaskedData",
     "Split",
     "Subset",
     "augment",
@@ -17,6 +19,7 @@ __all__ = [
     "denormalise",
     "eval_loader",
     "normalise",
+    "open_masked",
     "open_split",
     "steps_per_epoch",
     "train_loader",

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -59,6 +61,15 @@ def centre_crop(image: Image.Image, size: int) -> Tensor:
     width, height = image.size
     side = min(width, height)
     return _resized(image, (width - side) // 2, (height - side) // 2, side, side, size)
+
+
+def centre_crop_mask(mask: NDArray[np.uint8], size: int) -> Tensor:
+    """The same part of a mask (H, W) as :func:`centre_crop` takes of its image: uint8 (S, S), the nearest values."""
+    height, width = mask.shape
+    side = min(width, height)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = torch.from_numpy(np.ascontiguousarray(mask[top : top + side, left : left + side]))[None]
+    return F.resize(square, [size, size], F.InterpolationMode.NEAREST_EXACT)[0]
 
 
 def _resized(image: Image.Image, left: int, top: int, width: int, height: int, size: int) -> Tensor:

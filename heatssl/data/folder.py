@@ -25,7 +25,7 @@ class Folder(ClassFolders):
     """
 
     def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
-        base = _existing(root_of(root, "folder"))
+        base = existing(root_of(root, "folder"))
         names: dict[Split, list[str]] = {}
         for each in SPLITS:
             if (base / each).is_dir() or expected_classes is not None or each in ("train", split):
@@ -33,7 +33,7 @@ class Folder(ClassFolders):
         check_classes_agree(str(base / "val"), names["train"], names.get("val", []))
 
         self.folder = base / split
-        found = {name: _images(self.folder / name) for name in names[split]}
+        found = {name: images_below(self.folder / name) for name in names[split]}
         empty = [name for name, paths in found.items() if not paths]
         if empty:
             raise UserError(f"{self.folder / empty[0]} holds no images: add some or remove the folder")
@@ -52,7 +52,7 @@ class Folder(ClassFolders):
         return decode((self.folder / self._paths[i]).read_bytes())
 
 
-def _existing(root: str) -> Path:
+def existing(root: str) -> Path:
     base = Path(root).expanduser()
     if base.is_file():
         raise UserError(f"data.root={root} is a file: for a tar file use data=tar")
@@ -63,7 +63,7 @@ def _existing(root: str) -> Path:
             raise UserError(f"data.root={root} points into a split: use its parent, data.root={base.parent}")
         if not any(base.iterdir()):
             raise UserError(f"{base} is empty: fill it as {LAYOUT}")
-        if any(_images(child) for child in _visible_folders(base) if child.name != "val"):
+        if any(images_below(child) for child in _visible_folders(base) if child.name != "val"):
             raise UserError(
                 f"{base} has class folders but no train/: move them into {base / 'train'}, "
                 f"and some of their images into {base / 'val'}"
@@ -86,7 +86,7 @@ def _visible_folders(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(folder: Path) -> list[str]:
+def images_below(folder: Path) -> list[str]:
     """Paths of all images below a folder, relative to it, sorted; links to folders are followed."""
     found = []
     for parent, children, files in os.walk(folder, onerror=_refuse, followlinks=True):

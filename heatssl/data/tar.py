@@ -25,8 +25,8 @@ _COMPRESSIONS = {  # first bytes of the file -> name, command that unpacks it on
 class Tar(ClassFolders):
     """One split of a plain tar file, read at known offsets. Labels follow the sorted class names of train.
 
-    Reads name their own offset (``os.pread``) on a descriptor that every process opens for itself, so any
-    number of workers can share the object, forked or spawned.
+    Reads name their own offset (``os.pread``) on a descriptor that every process opens for itself, so any number of
+    workers can share the object.
 
     Args:
         root: the tar file; its ``train`` and ``val`` may stand below other folders.
@@ -39,9 +39,9 @@ class Tar(ClassFolders):
     """
 
     def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
-        self.path = _existing(root_of(root, "tar"))
+        self.path = existing(root_of(root, "tar"))
         stat = self.path.stat()
-        index = _index(self.path, (stat.st_size, stat.st_mtime_ns))
+        index = index_of(self.path, (stat.st_size, stat.st_mtime_ns))
         names: dict[Split, list[str]] = {}
         for each in SPLITS:
             entries = index[each]
@@ -57,7 +57,7 @@ class Tar(ClassFolders):
         super().__init__(names["train"], paths, map(_class_of, paths))
         self._offsets = np.array([entry.offset for entry in entries])
         self._sizes = np.array([entry.size for entry in entries])
-        self._handle: tuple[int, int] | None = None  # process, descriptor
+        self._reader = Reader(self.path)
 
     def name(self, i: int) -> str:
         """For example ``imagenette96.tar:val/n01440764/0007.jpg``."""
@@ -65,13 +65,22 @@ class Tar(ClassFolders):
 
     def load(self, i: int) -> Image.Image:
         """Decode image i to RGB."""
-        return decode(os.pread(self._descriptor(), int(self._sizes[i]), int(self._offsets[i])))
+        return decode(self._reader.read(int(self._offsets[i]), int(self._sizes[i])))
 
-    def _descriptor(self) -> int:
+
+class Reader:
+    """Bytes at known places of a file, for any number of processes, forked or spawned."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: tuple[int, int] | None = None  # process, descriptor
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes from there on."""
         process = os.getpid()
         if self._handle is None or self._handle[0] != process:
             self._handle = process, os.open(self.path, os.O_RDONLY)
-        return self._handle[1]
+        return os.pread(self._handle[1], size, offset)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None}
@@ -82,13 +91,15 @@ class Tar(ClassFolders):
             os.close(handle[1])
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """An image file in a tar."""
+
     path: str  # below the split
     offset: int  # of the file's first byte in the tar
     size: int
 
 
-def _existing(root: str) -> Path:
+def existing(root: str) -> Path:
     path = Path(root).expanduser()
     if path.is_dir():
         raise UserError(f"data.root={root} is a folder: use data=folder, or name a tar file")
@@ -102,13 +113,27 @@ def _existing(root: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=4)
-def _index(path: Path, _version: tuple[int, int]) -> dict[Split, list[_Entry]]:
-    """The images of each split, sorted by path; a file of another version (size, time) is read anew.
+def index_of(path: Path, version: tuple[int, int], below: str = "") -> dict[Split, list[Entry]]:
+    """The images of each split, sorted by path.
 
-    The outermost ``train`` or ``val`` counts: ``masks/train/..`` beside ``train/..`` is something else.
+    The outermost ``train`` or ``val`` counts: ``masks/train/..`` beside ``train/..`` is something else, and found below
+    ``masks``.
+
+    Raises:
+        UserError: when the file is no complete tar, or holds no images.
     """
-    found: dict[PurePosixPath, dict[str, list[_Entry]]] = {}
+    found = _index(path, version)
+    if not found:
+        raise UserError(f"{path} holds no images below train/ or val/: pack it as {LAYOUT}")
+    outermost = min(found, key=lambda prefix: len(prefix.parts))
+    splits = found.get(outermost / below, {})
+    return {split: sorted(splits.get(split, [])) for split in SPLITS}
+
+
+@lru_cache(maxsize=4)
+def _index(path: Path, _version: tuple[int, int]) -> dict[PurePosixPath, dict[str, list[Entry]]]:
+    """Images by what stands before their split; a file of another version (size, time) is read anew."""
+    found: dict[PurePosixPath, dict[str, list[Entry]]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
@@ -117,13 +142,10 @@ def _index(path: Path, _version: tuple[int, int]) -> dict[Split, list[_Entry]]:
                 if place is not None:
                     prefix, split, below = place
                     splits = found.setdefault(prefix, {each: [] for each in SPLITS})
-                    splits[split].append(_Entry(below, member.offset_data, member.size))
+                    splits[split].append(Entry(below, member.offset_data, member.size))
     except tarfile.ReadError as error:
         raise UserError(f"{path} is not a complete tar file ({error}): copy or pack it again") from error
-    if not found:
-        raise UserError(f"{path} holds no images below train/ or val/: pack it as {LAYOUT}")
-    outermost = min(found, key=lambda prefix: len(prefix.parts))
-    return {split: sorted(found[outermost][split]) for split in SPLITS}
+    return found
 
 
 def _place(name: str) -> tuple[PurePosixPath, str, str] | None:

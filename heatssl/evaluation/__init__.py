@@ -6,6 +6,8 @@ from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import LinearProbe, load_probe, save_probe
 from heatssl.evaluation.probe import ProbeResult, linear_probe
 from heatssl.evaluation.results import Result
+from heatssl.evaluation.segment import run_segment
+from heatssl.evaluation.segmentation import SegmentationScores, knn_segmentation, linear_segmentation
 from heatssl.evaluation.suite import run_suite
 from heatssl.evaluation.token_probe import TokenProbe, TokenProbeResult, token_probe
 
@@ -13,16 +15,20 @@ __all__ = [
     "LinearProbe",
     "ProbeResult",
     "Result",
+    "SegmentationScores",
     "TokenProbe",
     "TokenProbeResult",
     "evaluation_mode",
     "extract_features",
     "extract_maps",
     "knn_accuracy",
+    "knn_segmentation",
     "linear_probe",
+    "linear_segmentation",
     "load_probe",
     "run_knn",
     "run_probe",
+    "run_segment",
     "run_suite",
     "save_probe",
     "token_probe",

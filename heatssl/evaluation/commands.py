@@ -45,7 +45,7 @@ def run_knn(config: KnnConfig) -> list[Result]:
         UserError: on input that cannot work.
     """
     source = open_source(config)
-    return _finish(source, measure_knn(source, config))
+    return finish(source, measure_knn(source, config))
 
 
 def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
@@ -59,7 +59,7 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
 
         return _measure("knn", weights, backbone, source, config, method, accuracy)
 
-    return [measure(*each) for each in _backbones(source, config.random_init, config.seed)]
+    return [measure(*each) for each in backbones_of(source, config.random_init, config.seed)]
 
 
 @permission_errors()
@@ -79,7 +79,7 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     if is_few(config) and (config.head != "linear" or config.solver != "logistic_regression"):
         raise UserError("shots and share are for head=linear and solver=logistic_regression: leave the others out")
     source = open_source(config)
-    return _finish(source, measure_probe(source, config, keep=True))
+    return finish(source, measure_probe(source, config, keep=True))
 
 
 def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Result]:
@@ -122,7 +122,7 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
         accuracy = token if config.head in HEADS else few if is_few(config) else linear
         return _measure(_metric(config), weights, backbone, source, config, _probe_method(config), accuracy)
 
-    return [measure(*each) for each in _backbones(source, config.random_init, config.seed)]
+    return [measure(*each) for each in backbones_of(source, config.random_init, config.seed)]
 
 
 def is_few(config: ProbeConfig) -> bool:
@@ -156,7 +156,8 @@ def _probe_method(config: ProbeConfig) -> str:
     return f"{trained} on standardised features, {chosen} {selected}, retrained on all of it, {length}"
 
 
-def _backbones(source: Source, random_init: bool, seed: int) -> list[tuple[str, nn.Module]]:
+def backbones_of(source: Source, random_init: bool, seed: int) -> list[tuple[str, nn.Module]]:
+    """What is measured: the weights, and beside them, when asked for, their random twin."""
     given = [("random_init" if source.name.endswith("?random") else "pretrained", source.backbone)]
     return given + ([("random_init", source.twin(seed))] if random_init and given[0][0] == "pretrained" else [])
 
@@ -208,7 +209,8 @@ def _measure(
     )
 
 
-def _finish(source: Source, results: list[Result]) -> list[Result]:
+def finish(source: Source, results: list[Result]) -> list[Result]:
+    """Keep the results in ``evaluation.json`` and print them."""
     append_results(source.output / "evaluation.json", results)
     print(format_table(results), flush=True)
     return results

@@ -1,0 +1,169 @@
+"""Images with a mask each: ``masks/train/x/1.png`` beside ``train/x/1.jpg``, in a folder or a tar; scenes have theirs.
+
+Classes of the images play no part: val may have others than train.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from heatssl.config import DataConfig
+from heatssl.data import folder, tar
+from heatssl.data.decode import decode
+from heatssl.data.image_data import ImageData, Split
+from heatssl.data.layout import root_of
+from heatssl.data.shapes import Shapes
+from heatssl.errors import UserError
+
+LAYOUT = "train/**/*.jpg, val/**/*.jpg and, of the same names, masks/train/**/*.png, masks/val/**/*.png"
+
+
+class MaskedData(ImageData, Protocol):
+    """Images, each with a class for every pixel; all have the label 0."""
+
+    def mask(self, i: int) -> NDArray[np.uint8]:
+        """Classes (H, W) of image i, of the size of the image; raises what the decoder raises."""
+
+
+class Masked:
+    """Files in pairs.
+
+    Args:
+        split: which one.
+        names: of the images, to tell of them.
+        read_image, read_mask: the bytes of file i.
+
+    Attributes:
+        classes: one, for all images.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        names: Sequence[str],
+        read_image: Callable[[int], bytes],
+        read_mask: Callable[[int], bytes],
+    ) -> None:
+        self.split = split
+        self.classes = ["image"]
+        self._names = names
+        self._read_image, self._read_mask = read_image, read_mask
+
+    @property
+    def labels(self) -> list[int]:
+        """Zeros: there is nothing to classify."""
+        return [0] * len(self)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, i: int) -> str:
+        """Path of image i, as far as it is one."""
+        return self._names[i]
+
+    def load(self, i: int) -> Image.Image:
+        """Decode image i to RGB."""
+        return decode(self._read_image(i))
+
+    def mask(self, i: int) -> NDArray[np.uint8]:
+        """Classes of image i; a mask is one channel of whole numbers below 256, or a palette."""
+        picture: Image.Image = Image.open(io.BytesIO(self._read_mask(i)))
+        values = np.asarray(picture)
+        if values.ndim != 2 or values.dtype.kind not in "bui" or values.max(initial=0) > 255:
+            raise ValueError(f"the mask of {self.name(i)} is {picture.mode}, not one channel of classes below 256")
+        if values.shape != self.load(i).size[::-1]:
+            raise ValueError(f"the mask of {self.name(i)} has another size than its image")
+        return values.astype(np.uint8)
+
+
+class MaskedShapes(Shapes):
+    """The generated scenes: 1 where the object is."""
+
+    def mask(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        """Classes of scene i."""
+        return super().mask(i).astype(np.uint8)
+
+
+def open_masked(config: DataConfig, split: Split) -> MaskedData:
+    """Open the images of a split that have masks, and check the layout.
+
+    Raises:
+        UserError: when there is no mask, or an image has none; the message names the fix.
+    """
+    if config.name == "shapes":
+        return MaskedShapes(split, config.image_size, config.train_size if split == "train" else config.val_size)
+    if config.name == "tar":
+        return _in_tar(root_of(config.root, "tar"), split)
+    if config.name == "folder":
+        return _in_folder(root_of(config.root, "folder"), split)
+    raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
+
+
+@dataclass(frozen=True)
+class _TarFiles:
+    reader: tar.Reader
+    entries: list[tar.Entry]
+
+    def __call__(self, i: int) -> bytes:
+        return self.reader.read(self.entries[i].offset, self.entries[i].size)
+
+
+@dataclass(frozen=True)
+class _FolderFiles:
+    base: Path
+    paths: list[str]
+
+    def __call__(self, i: int) -> bytes:
+        return (self.base / self.paths[i]).read_bytes()
+
+
+def _in_tar(root: str, split: Split) -> Masked:
+    path = tar.existing(root)
+    stat = path.stat()
+    version = stat.st_size, stat.st_mtime_ns
+    images, masks = (
+        {entry.path: entry for entry in tar.index_of(path, version, below)[split]} for below in ("", "masks")
+    )
+    pairs = _pairs(f"{path}:", split, list(images), list(masks))
+    reader = tar.Reader(path)
+    return Masked(
+        split,
+        [f"{path.name}:{split}/{image}" for image, _ in pairs],
+        _TarFiles(reader, [images[image] for image, _ in pairs]),
+        _TarFiles(reader, [masks[mask] for _, mask in pairs]),
+    )
+
+
+def _in_folder(root: str, split: Split) -> Masked:
+    base = folder.existing(root)
+    here, there = base / split, base / "masks" / split
+    images, masks = (folder.images_below(place) if place.is_dir() else [] for place in (here, there))
+    pairs = _pairs(f"{base}/", split, images, masks)
+    return Masked(
+        split,
+        [str(here / image) for image, _ in pairs],
+        _FolderFiles(here, [image for image, _ in pairs]),
+        _FolderFiles(there, [mask for _, mask in pairs]),
+    )
+
+
+def _pairs(where: str, split: Split, images: Sequence[str], masks: Sequence[str]) -> list[tuple[str, str]]:
+    """Images with the mask of their name, whatever either ends in."""
+    if not images or not masks:
+        lacking = f"{where}{split}" if not images else f"{where}masks/{split}"
+        raise UserError(f"{lacking} holds no images: lay the data out as {LAYOUT}")
+    by_name = {str(PurePosixPath(mask).with_suffix("")): mask for mask in masks}
+    pairs = [(image, by_name.get(str(PurePosixPath(image).with_suffix("")), "")) for image in images]
+    without = [image for image, mask in pairs if not mask]
+    if without:
+        raise UserError(
+            f"{len(without)} of {len(images)} images of {where}{split} have no mask, {without[0]} first: "
+            f"add {where}masks/{split}/{PurePosixPath(without[0]).with_suffix('.png')}, or take the image out"
+        )
+    return pairs

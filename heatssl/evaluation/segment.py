@@ -1,0 +1,125 @@
+"""``heatssl segment``: classes of pixels, read from frozen feature maps."""
+
+import time
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from heatssl.config import SegmentConfig
+from heatssl.data import MaskedData, Split, open_masked
+from heatssl.data.crop import centre_crop_mask
+from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.commands import backbones_of, finish
+from heatssl.evaluation.features import extract_maps
+from heatssl.evaluation.results import Result, commit, hardware
+from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
+from heatssl.evaluation.source import Source, open_source
+
+METHODS = ("linear", "knn")
+
+
+@permission_errors()
+def run_segment(config: SegmentConfig) -> list[Result]:
+    """Learn from the masks of train, measure on those of val, print the table, add it to ``evaluation.json``.
+
+    Returns:
+        The result of the weights, then that of the random twin when asked for; their accuracy is the mean
+        intersection over union.
+
+    Raises:
+        UserError: on input that cannot work.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    source = open_source(config)
+    train, val = open_masked(source.data, "train"), open_masked(source.data, "val")
+    size = source.data.image_size
+    train_masks, val_masks = _masks(train, size, "train"), _masks(val, size, "val")
+    values = sorted(set(train_masks.unique().tolist()) - set(config.ignore))
+    unknown = sorted(set(val_masks.unique().tolist()) - set(values) - set(config.ignore))
+    if unknown:
+        raise UserError(f"masks of val hold {unknown}, which those of train lack: leave it out with ignore={unknown}")
+    if len(values) < 2:
+        raise UserError(f"masks of train hold {values} and nothing else: segmentation needs two classes")
+    masks = tuple(_classes(each, values) for each in (train_masks, val_masks))
+    results = []
+    for weights, backbone in backbones_of(source, config.random_init, config.seed):
+        results.append(_measure(weights, backbone, source, config, (train, val), masks, values))
+    return finish(source, results)
+
+
+def _masks(data: MaskedData, size: int, split: Split) -> Tensor:
+    """Centre crops of all masks, (N, S, S) uint8 as they are in the files."""
+    found = []
+    for i in tqdm(range(len(data)), desc=f"masks of {split}", delay=2, leave=False, disable=None):
+        try:
+            found.append(centre_crop_mask(data.mask(i), size))
+        except (OSError, ValueError) as error:
+            raise UserError(f"the mask of {data.name(i)} cannot be used ({error}): repair it or take it out") from error
+    return torch.stack(found)
+
+
+def _classes(masks: Tensor, values: list[int]) -> Tensor:
+    """Values of files as classes from 0 on; all others are ignored."""
+    table = torch.full((256,), IGNORED, dtype=torch.uint8)
+    table[torch.tensor(values)] = torch.arange(len(values), dtype=torch.uint8)
+    return table[masks.long()]
+
+
+def _measure(
+    weights: str,
+    backbone: nn.Module,
+    source: Source,
+    config: SegmentConfig,
+    splits: tuple[MaskedData, MaskedData],
+    masks: tuple[Tensor, ...],
+    values: list[int],
+) -> Result:
+    start = time.perf_counter()
+    maps = []
+    for data in splits:
+        found, _ = extract_maps(backbone, data, source.data, batch_size=config.batch_size, device=source.device)
+        if len(found) != len(data):
+            raise UserError(
+                f"{len(data) - len(found)} images cannot be read: repair them, or take them and their masks out"
+            )
+        maps.append(found)
+    inputs = (maps[0], masks[0], maps[1], masks[1], len(values))
+    if config.method == "knn":
+        found_scores = knn_segmentation(*inputs, k=config.k, temperature=config.temperature)
+        method = f"{config.k} nearest positions by cosine, votes exp(cosine / {config.temperature:g})"
+    else:
+        epochs = EPOCHS if config.epochs is None else config.epochs
+        found_scores, _ = linear_segmentation(
+            *inputs, epochs=epochs, held_out=config.held_out, seed=config.seed, device=source.device, progress=True
+        )
+        method = (
+            f"linear layer on standardised channels, AdamW, {epochs} epochs, learning rate selected on "
+            f"{100 * config.held_out:g} % of train, retrained on all of it"
+        )
+    ignored = f", {config.ignore} ignored" if config.ignore else ""
+    by_value = ", ".join(f"{value}: {100 * iou:.1f}" for value, iou in zip(values, found_scores.ious, strict=True))
+    right = f"pixels right {100 * found_scores.pixel_accuracy:.1f} %"
+    print(f"{weights}: {right}, intersection over union in % of class {by_value}", flush=True)
+    return Result(
+        metric="segmentation" if config.method == "linear" else "kNN segmentation",
+        weights=weights,
+        accuracy=found_scores.mean_iou,
+        protocol=(
+            f"mean intersection over union of classes {values}{ignored}; {method}; frozen feature maps "
+            f"({' x '.join(map(str, maps[0].shape[1:]))}) at {source.data.image_size} px, centre crop; "
+            f"{len(masks[0])} train, {len(masks[1])} val images; seed {config.seed}"
+        ),
+        data=source.data.name,
+        split="val",
+        train_size=len(masks[0]),
+        val_size=len(masks[1]),
+        seed=config.seed,
+        seconds=time.perf_counter() - start,
+        backbone=source.info.describe(),
+        source=source.kind,
+        step=source.info.step if weights == "pretrained" else 0,
+        hardware=hardware(source.device),
+        commit=commit(),
+    )
