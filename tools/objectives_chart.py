@@ -28,7 +28,9 @@ SHOWN = {  # trials by what they were, with the name in the chart
 }
 
 
-COLOURS = dict(zip(SHOWN.values(), plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+# One colour for each objective in both charts; those that are in the right one only come after the others.
+NAMES = [*SHOWN.values(), "simmim", "lejepa", "qb_heat"]
+COLOURS = dict(zip(NAMES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
 
 
 def on_the_way(axis: Axes) -> None:
@@ -46,7 +48,10 @@ def at_the_end(axis: Axes) -> None:
     """Linear probe over kNN, one point for each objective."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows("objectives.jsonl"):
-        if row["data"] == "imagenette" and row["minutes"] == 10 and row["split"] == "val":
+        if [row[key] for key in ("data", "minutes", "split")] == ["imagenette", 10, "val"] and row.get("encoder") in (
+            None,
+            "vit",
+        ):
             groups.setdefault(row["objective"], []).append(row)
     for objective, group in groups.items():
         knn, linear = (100 * mean(row[key] for row in group) for key in ("knn", "linear"))
