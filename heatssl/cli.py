@@ -22,6 +22,7 @@ FUNCTIONS = {
     "probe": "heatssl.evaluation:run_probe",
     "knn": "heatssl.evaluation:run_knn",
     "segment": "heatssl.evaluation:run_segment",
+    "health": "heatssl.evaluation:run_health",
     "evaluate": "heatssl.report.commands:run_evaluate",
     "attribute": "heatssl.attribution:run_attribute",
     "report": "heatssl.report.commands:run_report",

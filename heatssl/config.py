@@ -144,6 +144,16 @@ class SegmentConfig(EvaluationConfig):
 
 
 @dataclass
+class HealthConfig(EvaluationConfig):
+    """``heatssl health``: figures that need no labels."""
+
+    images: int = 1000  # of val
+    views: int = 8  # random crops of each, in other colours
+    other: str | None = None  # weights that CKA compares with, such as RUN/best
+    random_init: bool = True
+
+
+@dataclass
 class EvaluateConfig:
     """``heatssl evaluate``: several backbones in one table."""
 
@@ -189,6 +199,7 @@ SCHEMAS: dict[str, type] = {
     "probe": ProbeConfig,
     "knn": KnnConfig,
     "segment": SegmentConfig,
+    "health": HealthConfig,
     "evaluate": EvaluateConfig,
     "attribute": AttributeConfig,
     "report": ReportConfig,

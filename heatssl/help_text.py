@@ -14,6 +14,7 @@ SUMMARY = {
     "probe": "train a classifier on frozen features and report its accuracy",
     "knn": "report the accuracy of nearest neighbours among frozen features",
     "segment": "report how well frozen feature maps tell the classes of pixels",
+    "health": "report figures of frozen features that need no labels",
     "evaluate": "measure several backbones by the same protocols: one table, and a page",
     "attribute": "write heatmaps of where the features come from, with or without a classifier",
     "report": "write report.html from what a run folder holds",
@@ -41,6 +42,7 @@ EXAMPLES = {
         "heatssl segment run=runs/demo",
         "heatssl segment run=runs/demo data=tar data.root=pets-trimap.tar ignore=[3] method=knn",
     ],
+    "health": ["heatssl health run=runs/demo", "heatssl health run=runs/demo other=runs/demo/best"],
     "evaluate": [
         "heatssl evaluate runs/demo runs/demo/best",
         "heatssl evaluate runs/mine timm:vit_small_patch16_224.dino --suite full data=folder data.root=/path/to/images",

@@ -1,5 +1,6 @@
 """Numbers for frozen backbones: nearest neighbours, a linear probe and probes of whole maps, each with its protocol."""
 
+from heatssl.evaluation.check_up import run_health
 from heatssl.evaluation.commands import run_knn, run_probe
 from heatssl.evaluation.features import evaluation_mode, extract_features, extract_maps
 from heatssl.evaluation.knn import knn_accuracy
@@ -26,6 +27,7 @@ __all__ = [
     "linear_probe",
     "linear_segmentation",
     "load_probe",
+    "run_health",
     "run_knn",
     "run_probe",
     "run_segment",

@@ -1,0 +1,125 @@
+"""``heatssl health``: figures of frozen features that need no label, beside those of random weights."""
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from heatssl.backbones import feature_map, pooled_features
+from heatssl.config import HealthConfig
+from heatssl.data import eval_loader, normalise, open_split
+from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.commands import backbones_of
+from heatssl.evaluation.features import evaluation_mode
+from heatssl.evaluation.health import alignment, area_holding, lidar, linear_cka, receptive_field, uniformity
+from heatssl.evaluation.results import commit, hardware
+from heatssl.evaluation.source import Source, open_source
+from heatssl.export import load_backbone, write_atomically
+from heatssl.heat import Laplace
+from heatssl.objectives.objective import channel_std, rankme
+from heatssl.objectives.views import random_view, view_settings
+
+FIGURES = {  # by key: what it is called, and which way is better
+    "rankme": "RankMe, effective number of dimensions of the mean features",
+    "lidar": "LiDAR, effective number of those that tell images apart and not views",
+    "alignment": "alignment, squared distance of two views; lower is closer",
+    "uniformity": "uniformity, log potential of all pairs; lower is more even",
+    "channel_std": "deviation of a channel over images and positions",
+    "law_residual": "Laplace residual of the map over its variance; white noise: 20",
+    "receptive_area": "share of pixels that hold 95 % of what the middle position looks at",
+    "cka": "CKA, similarity to the other weights: 1 is the same but for a rotation",
+}
+LARGEST = 64  # images of the receptive field
+
+
+@permission_errors()
+def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
+    """Measure, print the table, write ``health.json``.
+
+    Returns:
+        The figures by weights: those that were given, and their random twin when asked for.
+
+    Raises:
+        UserError: on input that cannot work.
+    """
+    if config.images < 2 or config.views < 2:
+        raise UserError("images must be at least 2, and views too: they are compared with each other")
+    source = open_source(config)
+    views, images = _views(source, config)
+    figures = {
+        weights: _figures(backbone, source, views, images)
+        for weights, backbone in backbones_of(source, config.random_init, config.seed)
+    }
+    if config.other:
+        other, _ = load_backbone(config.other)
+        given = next(iter(figures))
+        features = (_features(each, images, source) for each in (source.backbone, other))
+        figures[given]["cka"] = linear_cka(*features).item()
+    about = f"{len(images)} images of val, {config.views} views of each, at {source.data.image_size} px"
+    record: dict[str, Any] = dict(figures) | {
+        "protocol": f"{about}; seed {config.seed}" + (f"; CKA to {config.other}" if config.other else ""),
+        "hardware": hardware(source.device),
+        "commit": commit(),
+    }
+    source.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2)
+    write_atomically(source.output / "health.json", lambda file: file.write(text.encode()))
+    print(_table(figures, about), flush=True)
+    return figures
+
+
+def _views(source: Source, config: HealthConfig) -> tuple[Tensor, Tensor]:
+    """Random views (N, Q, 3, S, S) and the images themselves (N, 3, S, S), normalised."""
+    data = dataclasses.replace(source.data, val_size=config.images)
+    settings = view_settings(data.image_size, (0.3, 1.0), 0.4, 0.2, 0.0)
+    torch.manual_seed(config.seed)
+    views, images = [], []
+    for batch in eval_loader(open_split(data, "val"), data, batch_size=config.batch_size):
+        shown = normalise(batch.images, data)
+        images.append(shown)
+        views.append(torch.stack([random_view(shown, settings, data.mean, data.std) for _ in range(config.views)], 1))
+    return torch.cat(views), torch.cat(images)
+
+
+def _figures(backbone: nn.Module, source: Source, views: Tensor, images: Tensor) -> dict[str, float]:
+    features = _features(backbone, views.flatten(0, 1), source).unflatten(0, views.shape[:2])
+    own = _features(backbone, images, source)
+    with evaluation_mode(backbone), torch.no_grad():
+        maps = feature_map(backbone.to(source.device), images[:LARGEST].to(source.device)).float()
+    looks_at = receptive_field(backbone, images[:LARGEST].to(source.device))
+    found = {
+        "rankme": rankme(own).item(),
+        "lidar": lidar(features).item(),
+        "alignment": alignment(features[:, 0], features[:, 1]).item(),
+        "uniformity": uniformity(own).item(),
+        "channel_std": channel_std(maps).item(),
+        "receptive_area": area_holding(0.95, looks_at),
+    }
+    if min(maps.shape[2:]) >= 3:
+        spread = (maps - maps.mean(dim=(0, 2, 3), keepdim=True)).square().mean().clamp_min(1e-12)
+        found["law_residual"] = (Laplace()(maps).mean() / spread).item()
+    return {key: found[key] for key in FIGURES if key in found}
+
+
+@torch.no_grad()
+def _features(backbone: nn.Module, images: Tensor, source: Source) -> Tensor:
+    """Mean-pooled features (N, C) on the CPU."""
+    backbone.to(source.device)
+    parts = tqdm(images.split(256), desc="features", delay=2, leave=False, disable=None)
+    with evaluation_mode(backbone):
+        return torch.cat([pooled_features(backbone, part.to(source.device)).float().cpu() for part in parts])
+
+
+def _table(figures: dict[str, dict[str, float]], about: str) -> str:
+    names = list(figures)
+    rows = [[key, *(f"{figures[name][key]:.4g}" if key in figures[name] else "" for name in names)] for key in FIGURES]
+    rows = [row for row in rows if any(row[1:])]
+    widths = [max(len(row[column]) for row in [["", *names], *rows]) for column in range(len(names) + 1)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(["", *names], widths, strict=True))]
+    for row in rows:
+        cells = "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        lines.append(f"{cells}  {FIGURES[row[0]]}")
+    return "\n".join([about, *lines])

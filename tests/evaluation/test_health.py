@@ -1,0 +1,103 @@
+"""Figures of health have known values for features that are known."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from heatssl.backbones import create_backbone
+from heatssl.cli import main
+from heatssl.config import HealthConfig
+from heatssl.evaluation import run_health
+from heatssl.evaluation.health import (
+    alignment,
+    area_holding,
+    effective_rank,
+    lidar,
+    linear_cka,
+    receptive_field,
+    uniformity,
+)
+
+
+def test_effective_rank_counts_equal_eigenvalues():
+    assert effective_rank(torch.tensor([3.0, 3.0, 3.0, 0.0])).item() == pytest.approx(3)
+    assert effective_rank(torch.tensor([5.0, 0.0])).item() == pytest.approx(1)
+
+
+def test_lidar_counts_the_directions_that_tell_images_apart():
+    torch.manual_seed(0)
+    informative = torch.zeros(400, 1, 12)
+    informative[..., :4] = 10 * torch.randn(400, 1, 4)
+    views = informative + torch.randn(400, 8, 12)
+    assert 3.9 < lidar(views).item() < 4.6
+    # What varies as much within an image as between images is not counted, however large.
+    noisy = views.clone()
+    noisy[..., 5] = 100 * torch.randn(400, 8)
+    assert lidar(noisy).item() < 4.7
+    torch.testing.assert_close(lidar(7 * views), lidar(views))
+    rotation = torch.linalg.qr(torch.randn(12, 12)).Q
+    torch.testing.assert_close(lidar(views @ rotation), lidar(views), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match="two views of each"):
+        lidar(views[:, :1])
+
+
+def test_alignment_and_uniformity_at_their_ends():
+    torch.manual_seed(0)
+    x = torch.randn(300, 64)
+    assert alignment(x, 3 * x).item() == pytest.approx(0, abs=1e-6)
+    assert alignment(x, -x).item() == pytest.approx(4)
+    assert alignment(x, torch.randn(300, 64)).item() == pytest.approx(2, abs=0.1)
+    assert uniformity(x[:1].expand(20, -1)).item() == pytest.approx(0, abs=1e-6)
+    two = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert uniformity(two).item() == pytest.approx(-8)
+    assert uniformity(x).item() < uniformity(x + 5).item()
+
+
+def test_cka_knows_rotations_and_strangers():
+    torch.manual_seed(0)
+    x = torch.randn(500, 8) * torch.arange(1, 9)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert linear_cka(x, 3 * x @ rotation + 2).item() == pytest.approx(1)
+    assert linear_cka(x, torch.randn(500, 5)).item() < 0.05
+    y = x + 8 * torch.randn(500, 8)
+    gram = lambda z: (z - z.mean(0)) @ (z - z.mean(0)).T  # noqa: E731
+    expected = (gram(x) * gram(y)).sum() / (gram(x).norm() * gram(y).norm())
+    assert linear_cka(x, y).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_receptive_field_is_where_the_middle_looks():
+    torch.manual_seed(0)
+    backbone = create_backbone("vit_tiny_patch16_224", 64, depth=1, embed_dim=24, num_heads=2, patch_size=8)
+    images = torch.randn(2, 3, 64, 64)
+    whole = receptive_field(backbone, images)
+    assert whole.shape == (64, 64)
+    assert whole.sum().item() == pytest.approx(1)
+    for block in backbone.blocks:
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(block.attn.proj.bias)
+    alone = receptive_field(backbone, images)
+    own = torch.zeros(64, 64)
+    own[32:40, 32:40] = 1
+    assert (alone * own).sum().item() == pytest.approx(1)
+    assert (whole * own).sum().item() < 0.999
+    assert area_holding(0.5, alone) < 0.5 / 64 * 1.2
+    assert area_holding(0.5, torch.full((8, 8), 1 / 64)) == pytest.approx(0.5)
+    assert area_holding(0.999, whole) > 2 * area_holding(0.999, alone)
+
+
+def test_the_command_prints_and_keeps_its_figures(run, capsys):
+    figures = run_health(HealthConfig(run=str(run), workers=0, images=24, views=3, other=str(run)))
+    mine, twin = figures["pretrained"], figures["random_init"]
+    assert mine["cka"] == pytest.approx(1)
+    assert "cka" not in twin
+    assert 1 <= mine["lidar"] <= 24
+    assert 0 <= mine["alignment"] <= 4
+    assert mine.keys() - {"cka"} == twin.keys()
+    assert json.loads((run / "health.json").read_text())["pretrained"] == mine
+    shown = capsys.readouterr().out
+    assert "LiDAR" in shown
+    assert "24 images of val" in shown
+    assert main(["health", f"run={run}", "images=1", "workers=0"]) == 2
+    assert "images must be at least 2" in capsys.readouterr().err
