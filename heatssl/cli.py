@@ -21,6 +21,7 @@ FUNCTIONS = {
     "pretrain": "heatssl.training:pretrain",
     "probe": "heatssl.evaluation:run_probe",
     "knn": "heatssl.evaluation:run_knn",
+    "finetune": "heatssl.evaluation:run_finetune",
     "segment": "heatssl.evaluation:run_segment",
     "health": "heatssl.evaluation:run_health",
     "evaluate": "heatssl.report.commands:run_evaluate",

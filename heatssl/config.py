@@ -144,6 +144,27 @@ class SegmentConfig(EvaluationConfig):
 
 
 @dataclass
+class FinetuneConfig(EvaluationConfig):
+    """``heatssl finetune``: all weights, trained on labels."""
+
+    epochs: int = 50
+    batch_size: int = 64  # images per step, even
+    learning_rate: float = 1.0e-3  # peak, of the head; for this batch size: not rescaled
+    layer_decay: float = 0.75  # each layer's share of the learning rate of the one after it
+    weight_decay: float = 0.05
+    warmup_epochs: float = 5.0
+    mixup: float = 0.8  # alpha; 0: none
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+    drop_path: float = 0.1
+    ema: float = 0.999  # average of the weights over steps, which is what is tested; 0: the last weights
+    gradient_clip: float = 1.0  # largest gradient norm; 0: none
+    crop_scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
+    precision: str = "32"  # or bf16
+    random_init: bool = False  # the same from scratch, beside it: as long again
+
+
+@dataclass
 class HealthConfig(EvaluationConfig):
     """``heatssl health``: figures that need no labels."""
 
@@ -198,6 +219,7 @@ SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "probe": ProbeConfig,
     "knn": KnnConfig,
+    "finetune": FinetuneConfig,
     "segment": SegmentConfig,
     "health": HealthConfig,
     "evaluate": EvaluateConfig,

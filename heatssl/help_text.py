@@ -13,6 +13,7 @@ SUMMARY = {
     "pretrain": "pretrain a timm backbone without labels",
     "probe": "train a classifier on frozen features and report its accuracy",
     "knn": "report the accuracy of nearest neighbours among frozen features",
+    "finetune": "train all weights on labels and report the accuracy",
     "segment": "report how well frozen feature maps tell the classes of pixels",
     "health": "report figures of frozen features that need no labels",
     "evaluate": "measure several backbones by the same protocols: one table, and a page",
@@ -37,6 +38,10 @@ EXAMPLES = {
     "knn": [
         "heatssl knn run=runs/demo",
         "heatssl knn run=timm:vit_small_patch16_224 data=folder data.root=/path/to/images",
+    ],
+    "finetune": [
+        "heatssl finetune run=runs/demo epochs=20",
+        "heatssl finetune run=timm:vit_small_patch16_224 data=folder data.root=/path/to/images output=runs/tuned",
     ],
     "segment": [
         "heatssl segment run=runs/demo",

@@ -3,6 +3,7 @@
 from heatssl.evaluation.check_up import run_health
 from heatssl.evaluation.commands import run_knn, run_probe
 from heatssl.evaluation.features import evaluation_mode, extract_features, extract_maps
+from heatssl.evaluation.finetune import run_finetune
 from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import LinearProbe, load_probe, save_probe
 from heatssl.evaluation.probe import ProbeResult, linear_probe
@@ -27,6 +28,7 @@ __all__ = [
     "linear_probe",
     "linear_segmentation",
     "load_probe",
+    "run_finetune",
     "run_health",
     "run_knn",
     "run_probe",

@@ -1,0 +1,274 @@
+"""``heatssl finetune``: all weights trained on labels (MAE's recipe, arXiv 2111.06377, A.1).
+
+AdamW with a learning rate that falls by ``layer_decay`` from layer to layer towards the input, mixup and cutmix, label
+smoothing, drop path, an average of the weights over steps. Settings are fixed beforehand; val is met once, at the end.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import timm.optim
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from heatssl.backbones import create_backbone, pooled_features
+from heatssl.config import DataConfig, FinetuneConfig
+from heatssl.data import BadFiles, ImageData, augment, eval_loader, normalise, open_split, steps_per_epoch, train_loader
+from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.checks import check_labels
+from heatssl.evaluation.commands import backbones_of, finish
+from heatssl.evaluation.features import evaluation_mode
+from heatssl.evaluation.results import Result, commit, hardware
+from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.export import write_atomically
+
+
+class Classifier(nn.Module):
+    """Backbone, mean over positions, linear layer: normalised images (B, 3, S, S) -> logits (B, K)."""
+
+    def __init__(self, backbone: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width: int = backbone.num_features  # type: ignore[assignment]
+        self.head = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)  # MAE's: the first steps move the head alone
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(pooled_features(self.backbone, images))
+
+
+@permission_errors()
+def run_finetune(config: FinetuneConfig) -> list[Result]:
+    """Train on train, test on val once, print the table, add it to ``evaluation.json``.
+
+    The classifier is kept as ``finetuned.safetensors``, its keys ``backbone.*`` (timm's) and ``head.*``. After every
+    epoch the state is written, and the same command goes on from there.
+
+    Returns:
+        The result of the weights, then, when asked for, that of the same architecture from scratch.
+
+    Raises:
+        UserError: on input that cannot work.
+    """
+    _check_settings(config)
+    source = open_source(config)
+    data = dataclasses.replace(source.data, crop_scale=config.crop_scale)
+    train, val = open_split(data, "train"), open_split(data, "val")
+    if train.classes != val.classes:
+        raise UserError(f"train and val have different classes: make the folders under {data.root} the same")
+    check_labels(torch.tensor(train.labels), torch.tensor(val.labels))
+    results = []
+    for weights, backbone in backbones_of(source, config.random_init, config.seed):
+        start = time.perf_counter()
+        model = Classifier(_with_drop_path(backbone, source, config.drop_path), len(train.classes))
+        classifier = fit(model, train, data, config, source, weights)
+        results.append(
+            _result(weights, accuracy(classifier, val, data, source.device), source, config, train, val, start)
+        )
+        if len(results) == 1:
+            _save(source.output / "finetuned.safetensors", classifier, train.classes)
+    return finish(source, results)
+
+
+def _check_settings(config: FinetuneConfig) -> None:
+    if config.epochs < 1 or config.batch_size < 2 or config.batch_size % 2:
+        raise UserError("epochs must be at least 1, and batch_size even: mixup mixes images in pairs")
+    if not 0 < config.layer_decay <= 1 or not 0 <= config.ema < 1 or not 0 <= config.drop_path < 1:
+        raise UserError("layer_decay must be in (0, 1], ema and drop_path in [0, 1)")
+    if config.mixup < 0 or config.cutmix < 0 or not 0 <= config.smoothing < 1:
+        raise UserError("mixup and cutmix must not be negative, and smoothing in [0, 1)")
+    if config.precision not in ("32", "bf16"):
+        raise UserError(f"unknown precision {config.precision!r}: use 32 or bf16")
+
+
+def _with_drop_path(backbone: nn.Module, source: Source, rate: float) -> nn.Module:
+    """The same weights in a model that leaves layers out at random."""
+    if not rate:
+        return backbone
+    try:
+        model = create_backbone(source.info.name, source.info.image_size, **source.info.arguments, drop_path_rate=rate)
+    except UserError as error:
+        raise UserError(f"{source.info.name} takes no drop path ({error}): set drop_path=0") from error
+    model.load_state_dict(backbone.state_dict())
+    return model
+
+
+def fit(
+    model: Classifier, train: ImageData, data: DataConfig, config: FinetuneConfig, source: Source, weights: str
+) -> nn.Module:
+    """Train on the source's device; the averaged weights, or the last where there is no average."""
+    device = source.device
+    model.to(device).train()
+    optimizer = timm_optimizer(model, config)
+    average = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
+    per_epoch = steps_per_epoch(train, config.batch_size)
+    steps = per_epoch * config.epochs
+    mixes = config.mixup > 0 or config.cutmix > 0
+    mix = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=model.head.out_features)
+    state = _Checkpoint(source.output / f"finetune_{weights}.ckpt", config, fingerprint(model.backbone))
+    first = state.load(model, optimizer, average)
+    loader = train_loader(train, data, batch_size=config.batch_size, seed=config.seed, start_step=first)
+    bad = BadFiles(data.bad_fraction)
+    with tqdm(total=steps, initial=first, desc="finetune", unit="step", delay=2, leave=False, disable=None) as bar:
+        for step, batch in zip(range(first, steps), loader, strict=False):
+            bad.update(batch)
+            torch.manual_seed(config.seed + step)
+            np.random.seed((config.seed + step) % 2**32)  # noqa: NPY002 (timm's mixup draws from it)
+            for group in optimizer.param_groups:
+                group["lr"] = (
+                    config.learning_rate * group.get("lr_scale", 1.0) * _schedule(step, steps, config, per_epoch)
+                )
+            images, labels = normalise(augment(batch.images.to(device), data), data), batch.labels.to(device)
+            kept = len(images) // 2 * 2  # of unreadable files some batches are odd
+            images, labels = images[:kept], labels[:kept]
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                if mixes:
+                    images, soft = mix(images, labels)
+                    loss = -(soft * F.log_softmax(model(images).float(), dim=1)).sum(dim=1).mean()
+                else:
+                    loss = F.cross_entropy(model(images).float(), labels, label_smoothing=config.smoothing)
+            if not torch.isfinite(loss):
+                raise UserError(f"the loss of step {step} is {loss.item()}: lower learning_rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip or math.inf)
+            optimizer.step()
+            if average is not None:
+                average.update(model, step=step)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if (step + 1) % per_epoch == 0:
+                state.save(step + 1, model, optimizer, average)
+    bad.check()
+    state.path.unlink(missing_ok=True)
+    trained: nn.Module = model if average is None else average.module
+    return trained.eval()
+
+
+def timm_optimizer(model: Classifier, config: FinetuneConfig) -> torch.optim.AdamW:
+    """AdamW; ``lr_scale`` of a group is the share of the learning rate that its layer gets, 1 for the head."""
+    exempt: set[str] = getattr(model.backbone, "no_weight_decay", set)()
+    groups = timm.optim.param_groups_layer_decay(
+        model.backbone, config.weight_decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay
+    )
+    groups.append({"params": [model.head.weight], "weight_decay": config.weight_decay})
+    groups.append({"params": [model.head.bias], "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.999))
+
+
+def _schedule(step: int, steps: int, config: FinetuneConfig, per_epoch: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    warmup = min(round(config.warmup_epochs * per_epoch), steps - 1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class _Checkpoint:
+    """The state after an epoch, for the very same settings and weights."""
+
+    def __init__(self, path: Path, config: FinetuneConfig, weights: str) -> None:
+        bookkeeping = ("workers", "output", "accelerator")
+        settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in bookkeeping}
+        self.path = path
+        self.key = hashlib.sha256(f"{json.dumps(settings, sort_keys=True)} {weights}".encode()).hexdigest()
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEmaV3 | None) -> int:
+        """Go on where it stopped; the number of steps that are done."""
+        if not self.path.exists():
+            return 0
+        found = torch.load(self.path, map_location="cpu", weights_only=True)
+        if found["key"] != self.key:
+            return 0
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+        if average is not None:
+            average.module.load_state_dict(found["average"])
+        print(f"going on from step {found['step']} of {self.path}", flush=True)
+        return int(found["step"])
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEmaV3 | None) -> None:
+        """Whole or not at all."""
+        state = {
+            "key": self.key,
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average.module.state_dict() if average is not None else {},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, lambda file: torch.save(state, file))
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torch.device) -> float:
+    """Share of images, centre-cropped, that get their label."""
+    right = total = 0
+    with evaluation_mode(model):
+        for batch in tqdm(eval_loader(data, config, batch_size=256), desc="val", delay=2, leave=False, disable=None):
+            if len(batch.images):
+                logits = model(normalise(batch.images.to(device), config))
+                right += int((logits.argmax(dim=1).cpu() == batch.labels).sum())
+                total += len(batch.labels)
+    return right / max(1, total)
+
+
+def _save(path: Path, model: nn.Module, classes: list[str]) -> None:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    content = safetensors.torch.save(tensors, metadata={"classes": json.dumps(classes)})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _result(
+    weights: str,
+    found: float,
+    source: Source,
+    config: FinetuneConfig,
+    train: ImageData,
+    val: ImageData,
+    start: float,
+) -> Result:
+    split = "held-out" if source.data.held_out else "val"
+    averaged = f"average of weights {config.ema:g}" if config.ema else "last weights"
+    settings: dict[str, Any] = {
+        "layer decay": config.layer_decay,
+        "weight decay": config.weight_decay,
+        "mixup": config.mixup,
+        "cutmix": config.cutmix,
+        "label smoothing": config.smoothing,
+        "drop path": config.drop_path,
+    }
+    return Result(
+        metric="finetune",
+        weights=weights,
+        accuracy=found,
+        protocol=(
+            f"all weights trained for {config.epochs} epochs, AdamW {config.learning_rate:g} in batches of "
+            f"{config.batch_size}, {', '.join(f'{name} {value:g}' for name, value in settings.items())}, {averaged}; "
+            f"mean over positions and a linear layer at {source.data.image_size} px, centre crop; "
+            f"{len(train)} train, {len(val)} {split} images; seed {config.seed}"
+        ),
+        data=source.data.name,
+        split=split,
+        train_size=len(train),
+        val_size=len(val),
+        seed=config.seed,
+        seconds=time.perf_counter() - start,
+        backbone=source.info.describe(),
+        source=source.kind,
+        step=source.info.step if weights == "pretrained" else 0,
+        hardware=hardware(source.device),
+        commit=commit(),
+    )

@@ -1,0 +1,123 @@
+"""Fine-tuning trains what it says, at the rates it says, and an interruption changes nothing."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from heatssl.backbones import create_backbone
+from heatssl.cli import main
+from heatssl.config import FinetuneConfig
+from heatssl.config_file import load_config
+from heatssl.data import open_split
+from heatssl.evaluation import finetune, run_finetune
+from heatssl.evaluation.finetune import Classifier, timm_optimizer
+
+QUICK = {"workers": 0, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0}
+
+
+def test_each_layer_has_its_share_of_the_learning_rate():
+    backbone = create_backbone("vit_tiny_patch16_224", 32, depth=2, embed_dim=24, num_heads=2, patch_size=8)
+    model = Classifier(backbone, 5)
+    optimizer = timm_optimizer(model, FinetuneConfig(layer_decay=0.5, learning_rate=1.0, weight_decay=0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: (group.get("lr_scale", 1.0), group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert found["head.weight"] == (1.0, 0.1)
+    assert found["head.bias"] == (1.0, 0.0)
+    scales = [found[f"backbone.{name}"][0] for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")]
+    assert scales[0] < scales[1] < found["backbone.blocks.1.mlp.fc1.weight"][0] <= 1
+    assert found["backbone.blocks.1.mlp.fc1.weight"][0] == 2 * scales[1]
+    assert found["backbone.pos_embed"][1] == found["backbone.blocks.0.norm1.weight"][1] == 0
+
+
+def test_labels_are_learned_and_the_classifier_is_kept(run):
+    settings = {"mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, "ema": 0.0, "learning_rate": 2e-2, "layer_decay": 1.0}
+    settings |= {"crop_scale": [0.9, 1.0]}
+    (result,) = run_finetune(FinetuneConfig(run=str(run), **QUICK | {"epochs": 80}, **settings))
+    assert result.metric == "finetune"
+    path, config = run / "finetuned.safetensors", load_config(run / "config.yaml")
+    model = Classifier(create_backbone(config.backbone, 32, **config.backbone_arguments), 10)
+    model.load_state_dict(safetensors.torch.load_file(path))
+    found = {
+        split: finetune.accuracy(model, open_split(config.data, split), config.data, torch.device("cpu"))
+        for split in ("train", "val")
+    }
+    assert found["train"] > 0.5, "of ten classes"
+    assert found["val"] == result.accuracy
+    with safetensors.safe_open(path, "pt") as file:
+        assert len(json.loads(file.metadata()["classes"])) == 10
+    assert "80 epochs" in result.protocol
+
+
+class InterruptedRunError(Exception):
+    """As if the machine had gone down."""
+
+
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_path, monkeypatch, capsys, ema):
+    accuracies, weights = [], []
+    real = finetune._Checkpoint.save
+    for name, interrupt in (("whole", False), ("parts", True)):
+        run = write_run(tmp_path / name)
+        config = FinetuneConfig(run=str(run), ema=ema, **QUICK)
+        if interrupt:
+
+            def save(self, step, *state):
+                real(self, step, *state)
+                raise InterruptedRunError
+
+            monkeypatch.setattr(finetune._Checkpoint, "save", save)
+            with pytest.raises(InterruptedRunError):
+                run_finetune(config)
+            monkeypatch.setattr(finetune._Checkpoint, "save", real)
+        (result,) = run_finetune(config)
+        accuracies.append(result.accuracy)
+        weights.append(safetensors.torch.load_file(run / "finetuned.safetensors"))
+        assert not list(run.glob("finetune_*.ckpt"))
+    assert "going on from step 5 of" in capsys.readouterr().out
+    assert accuracies[0] == accuracies[1]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_other_settings_do_not_go_on_from_there(run, monkeypatch, capsys):
+    def save(self, step, *state):
+        real(self, step, *state)
+        raise InterruptedRunError
+
+    real = finetune._Checkpoint.save
+    monkeypatch.setattr(finetune._Checkpoint, "save", save)
+    with pytest.raises(InterruptedRunError):
+        run_finetune(FinetuneConfig(run=str(run), **QUICK))
+    monkeypatch.setattr(finetune._Checkpoint, "save", real)
+    run_finetune(FinetuneConfig(run=str(run), **QUICK, smoothing=0.2))
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_convolutional_models_and_the_command_line(tmp_path, capsys):
+    words = ["data=shapes", "data.train_size=40", "data.val_size=20", "workers=0", "epochs=1", "batch_size=8"]
+    output = tmp_path / "out"
+    source = "timm:test_resnet?random"
+    assert main(["finetune", f"run={source}", *words, f"output={output}", "drop_path=0", "precision=bf16"]) == 0
+    assert "all weights trained for 1 epochs" in capsys.readouterr().out
+    assert (output / "finetuned.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch_size=3"], "batch_size even"),
+        (["layer_decay=0"], "layer_decay must be in"),
+        (["smoothing=1"], "smoothing in [0, 1)"),
+        (["precision=16"], "use 32 or bf16"),
+        (["learning_rate=1e30", "warmup_epochs=0", "gradient_clip=0"], "lower learning_rate"),
+    ],
+)
+def test_what_cannot_work_is_named(run, capsys, words, message):
+    assert main(["finetune", f"run={run}", "workers=0", "epochs=3", *words]) == 2
+    assert message in capsys.readouterr().err
