@@ -1,7 +1,7 @@
 # Everything runs in .venv, made by the first command that needs it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives bench-throughput bench-backbones docs clean
+.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives bench-throughput bench-backbones bench-eval docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,6 +45,9 @@ bench-throughput: $(VENV)/.installed-dev ## training steps of every objective at
 
 bench-backbones: $(VENV)/.installed-dev ## GAU, FLASH, RoFormerV2 and ViT at 49 to 16,384 tokens, on a CPU to 1,024: about 10 minutes
 	$(BIN)/python benchmarks/backbones.py
+
+bench-eval: $(VENV)/.installed-dev ## the linear probe beside scikit-learn's on 50,000 features: about 5 minutes
+	$(BIN)/python benchmarks/evaluation.py
 
 docs: $(VENV)/.installed-dev ## check that links and shell blocks of README and docs fit the code
 	$(BIN)/python tools/check_docs.py

@@ -121,7 +121,7 @@ class ProbeConfig(EvaluationConfig):
     head: str = "linear"  # on mean-pooled features, kept in a file; attentive or block: on feature maps, not kept
     solver: str = "logistic_regression"  # of linear: a grid of L2 strengths; or sgd, a grid of learning rates
     grid: list[float] = field(default_factory=list)  # empty: the default grid of the solver or head
-    iterations: int = 100  # of logistic_regression
+    iterations: int = 100  # of logistic_regression, at most
     epochs: int | None = None  # of sgd, attentive and block; null: their default
     held_out: float = 0.1  # share of train that selects the point of the grid
     shots: int | None = None  # few labels: so many images of each class train the linear probe

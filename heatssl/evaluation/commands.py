@@ -152,7 +152,7 @@ def _probe_method(config: ProbeConfig) -> str:
         epochs = SGD_EPOCHS if config.epochs is None else config.epochs
         trained, chosen, length = "SGD", "learning rate", f"{epochs} epochs"
     else:
-        trained, chosen, length = METHODS["linear"], "L2", f"{config.iterations} iterations"
+        trained, chosen, length = METHODS["linear"], "L2", f"at most {config.iterations} iterations"
     return f"{trained} on standardised features, {chosen} {selected}, retrained on all of it, {length}"
 
 

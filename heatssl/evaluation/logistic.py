@@ -9,6 +9,10 @@ from torch import Tensor
 from heatssl.evaluation.linear import ROWS, LinearProbe, moments
 
 REGULARISATIONS = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+TOLERANCE = 3e-5  # of the largest entry of a gradient; scikit-learn's is 1e-4
+_MEMORY = 8  # steps that the shape of the loss is learned from
+_DECREASE = 1e-4  # of what the slope promises, that a step must bring at least (Armijo)
+_HALVINGS = 12
 
 
 @torch.no_grad()
@@ -19,40 +23,100 @@ def logistic_regression(
 
     Minimises mean cross-entropy + r / 2 |weight|^2 on standardised features; r of scikit-learn's
     ``LogisticRegression(C)`` on the same features is 1 / (C N). The problem is convex, so the result depends on
-    no learning rate, batch size or order of batches. The weakest regularisations may not have converged after
-    the given iterations and are cut short like any early-stopped probe.
+    no learning rate, batch size or order of batches. A probe is done when no entry of its gradient is over
+    ``TOLERANCE``; the weakest regularisations may not be after the given iterations and are cut short like any
+    early-stopped probe.
 
-    Bohning's bound (1992, "Multinomial logistic regression algorithm", eq. 2.5): the Hessian is at most half
-    the covariance of the inputs, for any weights. In the basis of principal components that bound is
-    diagonal, so dividing each gradient by it is a step that needs no line search; Nesterov's momentum with
-    restart (O'Donoghue and Candes, arXiv 1204.3982) makes it fast.
+    L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4) in the basis of principal components, where
+    the Hessian at zero weights is diagonal: variance / K + r. From there the first step is Newton's. All probes that
+    are not done share one pass over the data.
     """
     mean, std = moments(x)
     inputs, basis, variance = _principal_components(x, mean, std)
     # The last column is the bias: its input is one, and it is not regularised.
-    decay = F.pad(torch.tensor(regularisations, device=x.device)[:, None].expand(-1, x.shape[1]), (0, 1))
-    step = 1 / (0.5 * F.pad(variance, (0, 1), value=1.0) + decay)
+    decay = F.pad(torch.tensor(regularisations, device=x.device)[:, None].expand(-1, x.shape[1]), (0, 1))[:, None]
+    inverse = 1 / (F.pad(variance, (0, 1), value=1.0) / classes + decay)  # of the Hessian at zero: (G, 1, C + 1)
     heads = torch.zeros(len(regularisations), classes, x.shape[1] + 1, device=x.device)
-    ahead, momentum = heads.clone(), torch.ones(len(regularisations), 1, 1, device=x.device)
+    active = torch.arange(len(heads), device=x.device)  # the probes that are not done; all that follows is theirs
+    at = heads.clone()
+    loss, gradient = _loss_and_gradient(at, decay, inputs, y)
+    steps: list[tuple[Tensor, Tensor]] = []  # what the heads, and their gradients, have changed by
     for _ in range(iterations):
-        gradient = _gradient(ahead, inputs, y) + decay[:, None] * ahead
-        moved = ahead - step[:, None] * gradient
-        uphill = (gradient * (moved - heads)).sum(dim=(1, 2), keepdim=True) > 0
-        momentum = torch.where(uphill, 1.0, momentum)
-        faster = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        ahead = moved + (momentum - 1) / faster * (moved - heads)
-        heads, momentum = moved, faster
+        direction = -_times_inverse_hessian(gradient, steps, inverse)
+        moved, moved_loss, moved_gradient = _search(at, direction, loss, gradient, decay, inputs, y)
+        steps = [*steps, (moved - at, moved_gradient - gradient)][-_MEMORY:]
+        at, loss, gradient = moved, moved_loss, moved_gradient
+        heads[active] = at
+        going = gradient.abs().amax(dim=(1, 2)) > TOLERANCE
+        if not going.any():
+            break
+        if not going.all():
+            active, at, loss, gradient = active[going], at[going], loss[going], gradient[going]
+            decay, inverse = decay[going], inverse[going]
+            steps = [(change[going], bend[going]) for change, bend in steps]
     return [LinearProbe(head[:, :-1] @ basis.T, head[:, -1].clone(), mean, std) for head in heads]
 
 
-def _gradient(heads: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
-    """Gradient of the mean cross-entropy by heads (G, K, C + 1), all in two products per chunk of rows."""
+def _loss_and_gradient(heads: Tensor, decay: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss (G,) and gradient (G, K, C + 1) of heads, in two products per chunk of rows."""
     gradient = torch.zeros_like(heads).flatten(0, 1)
+    loss = 0.5 * (decay * heads.square()).sum(dim=(1, 2), dtype=torch.float64)
     for rows, labels in zip(inputs.split(ROWS), y.split(ROWS), strict=True):
-        error = (rows @ heads.flatten(0, 1).T).unflatten(1, heads.shape[:2]).softmax(dim=2)
-        error -= F.one_hot(labels, heads.shape[1])[:, None]
+        log_likelihood = (rows @ heads.flatten(0, 1).T).unflatten(1, heads.shape[:2]).log_softmax(dim=2)
+        index = labels[:, None, None].expand(-1, len(heads), 1)
+        loss -= log_likelihood.gather(2, index).sum(dim=(0, 2), dtype=torch.float64) / len(inputs)
+        error = log_likelihood.exp_().scatter_add_(2, index, torch.full_like(index, -1.0, dtype=rows.dtype))
         gradient.addmm_(error.flatten(1).T, rows, alpha=1 / len(inputs))
-    return gradient.view_as(heads)
+    return loss, gradient.view_as(heads) + decay * heads
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Of each probe: (G, K, C + 1) twice -> (G, 1, 1)."""
+    return (a * b).sum(dim=(1, 2), keepdim=True)
+
+
+def _times_inverse_hessian(gradient: Tensor, steps: list[tuple[Tensor, Tensor]], inverse: Tensor) -> Tensor:
+    """The two loops of L-BFGS, from the diagonal ``inverse``, scaled as the last step says; all (G, K, C + 1)."""
+    result, shares = gradient, []
+    for change, bend in reversed(steps):
+        curvature = _dot(change, bend)
+        weight = torch.where(curvature > 0, 1 / curvature.clamp_min(1e-30), 0.0)
+        share = weight * _dot(change, result)
+        result = result - share * bend
+        shares.append((share, weight))
+    if steps:
+        change, bend = steps[-1]
+        scale = _dot(change, bend) / _dot(bend, inverse * bend).clamp_min(1e-30)
+        result = torch.where(scale > 0, scale, 1.0) * inverse * result
+    else:
+        result = inverse * result
+    for (change, bend), (share, weight) in zip(steps, reversed(shares), strict=True):
+        result = result + change * (share - weight * _dot(bend, result))
+    return result
+
+
+def _search(
+    heads: Tensor, direction: Tensor, loss: Tensor, gradient: Tensor, decay: Tensor, inputs: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads, losses and gradients after steps that are halved, each on its own, until they bring enough.
+
+    Where none does the numbers have no digits left: such a probe stays where it is, and counts as done.
+    """
+    slope = _dot(gradient, direction).flatten().double()
+    moved, moved_loss, moved_gradient = heads.clone(), loss.clone(), torch.zeros_like(gradient)
+    waiting = torch.arange(len(heads), device=heads.device)
+    size = 1.0
+    for _ in range(_HALVINGS):
+        tried = heads[waiting] + size * direction[waiting]
+        tried_loss, tried_gradient = _loss_and_gradient(tried, decay[waiting], inputs, y)
+        enough = tried_loss <= loss[waiting] + _DECREASE * size * slope[waiting]
+        done = waiting[enough]
+        moved[done], moved_loss[done], moved_gradient[done] = tried[enough], tried_loss[enough], tried_gradient[enough]
+        waiting = waiting[~enough]
+        if not len(waiting):
+            break
+        size /= 2
+    return moved, moved_loss, moved_gradient
 
 
 def _principal_components(x: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
