@@ -9,7 +9,7 @@ from torch import Tensor
 from heatssl.evaluation.linear import ROWS, LinearProbe, moments
 
 REGULARISATIONS = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
-TOLERANCE = 3e-5  # of the largest entry of a gradient; scikit-learn's is 1e-4
+TOLERANCE = 1e-4  # of the largest entry of a gradient, as scikit-learn's
 _MEMORY = 8  # steps that the shape of the loss is learned from
 _DECREASE = 1e-4  # of what the slope promises, that a step must bring at least (Armijo)
 _HALVINGS = 12
