@@ -58,7 +58,8 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
         given = next(iter(figures))
         features = (_features(each, images, source) for each in (source.backbone, other))
         figures[given]["cka"] = linear_cka(*features).item()
-    about = f"{len(images)} images of val, {config.views} views of each, at {source.data.image_size} px"
+    split = "the held-out share of train" if source.data.held_out else "val"
+    about = f"{len(images)} images of {split}, {config.views} views of each, at {source.data.image_size} px"
     record: dict[str, Any] = dict(figures) | {
         "protocol": f"{about}; seed {config.seed}" + (f"; CKA to {config.other}" if config.other else ""),
         "hardware": hardware(source.device),
