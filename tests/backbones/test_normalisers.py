@@ -90,7 +90,8 @@ def test_the_entropy_of_softmax_plus_hardly_depends_on_the_number_of_keys():
 def test_a_model_can_be_given_another():
     model = torch.nn.Sequential(Normaliser(WIDTH, NormaliserSettings("relu2")))
     set_normaliser(model, NormaliserSettings("softmax", 9))
-    assert model[0](torch.tensor(3.0)).activation == "softmax"
+    weight = attention_weights(torch.randn(1, 3, 3), *model[0](torch.tensor(3.0)))
+    assert weight.sum(-1).allclose(torch.ones(1, 3))
     with pytest.raises(ValueError, match="no normaliser"):
         set_normaliser(torch.nn.Linear(2, 2), NormaliserSettings())
 
