@@ -11,9 +11,7 @@ convolutions of one forward pass, two a multiply-add. Results go to benchmarks/r
 """
 
 import argparse
-import json
 import math
-import re
 import time
 from pathlib import Path
 from statistics import median
@@ -25,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import heatssl  # noqa: F401 (its models join timm's)
-from heatssl.evaluation.results import commit, hardware
+from heatssl.evaluation.results import commit, hardware, write_record
 
 RESULTS = Path(__file__).parent / "results" / "backbones"
 REFERENCE = "vit"
@@ -67,9 +65,7 @@ def main() -> None:
         "commit": commit(),
         "rows": rows,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "_", record["hardware"].lower()).strip("_") + ".json")
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path = write_record(RESULTS, record)
     print(f"-> {path}")
 
 

@@ -11,8 +11,6 @@ benchmarks/results/evaluation/<hardware>.json.
 """
 
 import argparse
-import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from heatssl.evaluation import knn_accuracy, linear_probe
 from heatssl.evaluation.held_out import stratified_split
-from heatssl.evaluation.results import commit, hardware
+from heatssl.evaluation.results import commit, hardware, write_record
 
 RESULTS = Path(__file__).parent / "results" / "evaluation"
 GRID = [10 ** (-6 + k * 5 / 12) for k in range(13)]
@@ -49,9 +47,7 @@ def main() -> None:
         "commit": commit(),
         "results": rows,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "_", record["hardware"].lower()).strip("_") + ".json")
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path = write_record(RESULTS, record)
     print(f"{table(rows)}\n-> {path}")
 
 

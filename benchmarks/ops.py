@@ -10,7 +10,6 @@ copies: one copy is ``z.clone()`` in the same run. Results go to benchmarks/resu
 
 import argparse
 import ctypes
-import json
 import platform
 import re
 import time
@@ -22,7 +21,7 @@ import kornia
 import torch
 from torch import Tensor
 
-from heatssl.evaluation.results import commit, hardware
+from heatssl.evaluation.results import commit, hardware, write_record
 from heatssl.heat import FirstOrder, Propagator, laplacian_stencil
 from heatssl.ops import Boundary, depthwise_stencil, residual_loss
 
@@ -69,9 +68,7 @@ def main() -> None:
         for commuting in (True, False)
         for row in quarter_rows(size, commuting, settings.repeats, device)
     ]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "_", hardware(device).lower()).strip("_") + ".json")
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path = write_record(RESULTS, record)
     print(f"-> {path}")
 
 

@@ -10,8 +10,6 @@ MAE as its paper has it. Results go to benchmarks/results/throughput/<hardware>.
 """
 
 import argparse
-import json
-import re
 import time
 from pathlib import Path
 from statistics import median
@@ -22,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heatssl import objectives
 from heatssl.backbones import create_backbone
-from heatssl.evaluation.results import commit, hardware
+from heatssl.evaluation.results import commit, hardware, write_record
 
 RESULTS = Path(__file__).parent / "results" / "throughput"
 REFERENCE = "mae"
@@ -66,9 +64,7 @@ def main() -> None:
         "commit": commit(),
         "rows": rows,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "_", record["hardware"].lower()).strip("_") + ".json")
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path = write_record(RESULTS, record)
     print(f"-> {path}")
 
 

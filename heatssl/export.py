@@ -17,10 +17,10 @@ import timm
 from torch import nn
 
 from heatssl.backbones import create_backbone
+from heatssl.backbones.create import TIMM_SOURCES
 from heatssl.errors import UserError
 
 FORMAT = "heatssl-backbone-1"
-TIMM_SOURCES = ("hf-hub:", "local-dir:")  # what timm.create_model takes besides its own names
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # files of weights, by the end of their name
 
 
@@ -76,9 +76,10 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
         return _from_timm(text.removeprefix("timm:"))
     if text.startswith(TIMM_SOURCES):
         return _from_timm(text)
-    if not is_run(source):
-        return _from_file(*_file_and_name(text))
-    weights_path, info = _find(Path(source))
+    path, name = _file_and_name(text)
+    if not is_run(source) and name:
+        return _from_file(path, name)
+    weights_path, info = _find(Path(source)) if is_run(source) else (path, _described_by(path))
     weights_path.open("rb").close()  # safetensors would call a forbidden file a missing one
     backbone = create_backbone(info.name, info.image_size, **info.arguments)
     try:
@@ -160,24 +161,30 @@ def _file_and_name(source: str) -> tuple[Path, str]:
 
 
 def _from_file(path: Path, name: str) -> tuple[nn.Module, BackboneInfo]:
-    """Weights in a file, of heatssl's own or of a model that the user names."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: give one of weights, a run folder, or timm:NAME")
-    if name:
-        settings = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-        image_size = settings.input_size[-1] if settings else 224  # an unknown name is answered by what comes next
-        backbone = create_backbone(name, image_size)
-        _load_file(backbone, path, name)
-        return backbone.eval(), _info(name, image_size, backbone)
+    """Anybody's weights, of a model of timm's."""
+    _check_file(path)
+    settings = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    image_size = settings.input_size[-1] if settings else 224  # an unknown name is answered by what comes next
+    backbone = create_backbone(name, image_size)
+    _load_file(backbone, path, name)
+    return backbone.eval(), _info(name, image_size, backbone)
+
+
+def _described_by(path: Path) -> BackboneInfo:
+    """What a file of heatssl's own says of itself."""
+    _check_file(path)
     try:
         info = _description(path) if path.suffix == ".safetensors" else None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): copy it again") from error
     if info is None:
         raise UserError(f"{path} does not say which model it is of: write {path}?NAME with a name of timm's")
-    backbone = create_backbone(info.name, info.image_size, **info.arguments)
-    backbone.load_state_dict(safetensors.torch.load_file(path))
-    return backbone.eval(), info
+    return info
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give one of weights, a run folder, or timm:NAME")
 
 
 def _load_file(backbone: nn.Module, path: Path, name: str) -> None:

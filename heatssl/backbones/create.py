@@ -8,6 +8,8 @@ from torch import nn
 
 from heatssl.errors import UserError, did_you_mean
 
+TIMM_SOURCES = ("hf-hub:", "local-dir:")  # what timm.create_model takes besides its own names
+
 
 def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
     """Create a timm model that ends in features.
@@ -22,7 +24,7 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
         UserError: on an unknown name (the nearest one is named), on arguments that the model does not take,
             and on an image smaller than one patch.
     """
-    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+    if not name.startswith(TIMM_SOURCES) and not timm.is_model(name):
         raise UserError(
             f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())} (timm.list_models() lists all)"
         )

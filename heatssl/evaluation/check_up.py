@@ -20,6 +20,7 @@ from heatssl.evaluation.source import Source, open_source
 from heatssl.export import load_backbone, write_atomically
 from heatssl.heat import Laplace
 from heatssl.objectives.objective import channel_std, rankme
+from heatssl.objectives.prior import relative_residual
 from heatssl.objectives.views import random_view, view_settings
 
 FIGURES = {  # by key: what it is called, and which way is better
@@ -58,7 +59,7 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
         given = next(iter(figures))
         features = (_features(each, images, source) for each in (source.backbone, other))
         figures[given]["cka"] = linear_cka(*features).item()
-    split = "the held-out share of train" if source.data.held_out else "val"
+    split = "the held-out share of train" if source.split == "held-out" else "val"
     about = f"{len(images)} images of {split}, {config.views} views of each, at {source.data.image_size} px"
     record: dict[str, Any] = dict(figures) | {
         "protocol": f"{about}; seed {config.seed}" + (f"; CKA to {config.other}" if config.other else ""),
@@ -100,8 +101,7 @@ def _figures(backbone: nn.Module, source: Source, views: Tensor, images: Tensor)
         "receptive_area": area_holding(0.95, looks_at),
     }
     if min(maps.shape[2:]) >= 3:
-        spread = (maps - maps.mean(dim=(0, 2, 3), keepdim=True)).square().mean().clamp_min(1e-12)
-        found["law_residual"] = (Laplace()(maps).mean() / spread).item()
+        found["law_residual"] = relative_residual(Laplace(), maps).item()
     return {key: found[key] for key in FIGURES if key in found}
 
 

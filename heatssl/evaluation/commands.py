@@ -178,7 +178,6 @@ def _measure(
     val, val_x, val_y = read(backbone, "val", source, config.batch_size)
     if train.classes != val.classes:
         raise UserError(f"train and val have different classes: make the folders under {source.data.root} the same")
-    split = "held-out" if source.data.held_out else "val"
     # Maps go to the device by the batch. MPS has no float64, which the sums of the others need; there the processor
     # does it.
     place = source.device if source.device.type == "cuda" and not maps else torch.device("cpu")
@@ -186,20 +185,49 @@ def _measure(
     shape = " x ".join(map(str, train_x.shape[1:]))
     found = accuracy(features, train.classes)
     what = f"frozen feature maps ({shape})" if maps else "mean-pooled frozen features"
+    sizes = (len(train_y), len(val_y))
+    return result_of(source, weights, metric, found, f"{method}; {what}", sizes, config.seed, start)
+
+
+def result_of(
+    source: Source,
+    weights: str,
+    metric: str,
+    accuracy: Accuracy,
+    about: str,
+    sizes: tuple[int, int],
+    seed: int,
+    start: float,
+    split: str | None = None,
+) -> Result:
+    """A number with all that it takes to trust it.
+
+    Args:
+        source: what was measured.
+        weights: ``pretrained`` or ``random_init``.
+        metric: its name.
+        accuracy: what was found.
+        about: the protocol, as far as images and seed do not say it.
+        sizes: images of train, and of those that were tested.
+        seed: of the protocol.
+        start: ``time.perf_counter()`` when it began.
+        split: what was tested; None: what the source's settings have for val.
+    """
+    split = source.split if split is None else split
     return Result(
         metric=metric,
         weights=weights,
-        accuracy=found.mean,
-        deviation=found.deviation,
+        accuracy=accuracy.mean,
+        deviation=accuracy.deviation,
         protocol=(
-            f"{method}; {what} at {source.data.image_size} px, centre crop; "
-            f"{len(train_y)} train, {len(val_y)} {split} images; seed {config.seed}"
+            f"{about} at {source.data.image_size} px, centre crop; "
+            f"{sizes[0]} train, {sizes[1]} {split} images; seed {seed}"
         ),
         data=source.data.name,
         split=split,
-        train_size=len(train_y),
-        val_size=len(val_y),
-        seed=config.seed,
+        train_size=sizes[0],
+        val_size=sizes[1],
+        seed=seed,
         seconds=time.perf_counter() - start,
         backbone=source.info.describe(),
         source=source.kind,

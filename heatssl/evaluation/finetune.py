@@ -27,9 +27,9 @@ from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import BadFiles, ImageData, augment, eval_loader, normalise, open_split, steps_per_epoch, train_loader
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.checks import check_labels
-from heatssl.evaluation.commands import backbones_of, finish
+from heatssl.evaluation.commands import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.features import evaluation_mode
-from heatssl.evaluation.results import Result, commit, hardware
+from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, fingerprint, open_source
 from heatssl.export import write_atomically
 
@@ -240,7 +240,6 @@ def _result(
     val: ImageData,
     start: float,
 ) -> Result:
-    split = "held-out" if source.data.held_out else "val"
     averaged = f"average of weights {config.ema:g}" if config.ema else "last weights"
     settings: dict[str, Any] = {
         "layer decay": config.layer_decay,
@@ -250,25 +249,10 @@ def _result(
         "label smoothing": config.smoothing,
         "drop path": config.drop_path,
     }
-    return Result(
-        metric="finetune",
-        weights=weights,
-        accuracy=found,
-        protocol=(
-            f"all weights trained for {config.epochs} epochs, AdamW {config.learning_rate:g} in batches of "
-            f"{config.batch_size}, {', '.join(f'{name} {value:g}' for name, value in settings.items())}, {averaged}; "
-            f"mean over positions and a linear layer at {source.data.image_size} px, centre crop; "
-            f"{len(train)} train, {len(val)} {split} images; seed {config.seed}"
-        ),
-        data=source.data.name,
-        split=split,
-        train_size=len(train),
-        val_size=len(val),
-        seed=config.seed,
-        seconds=time.perf_counter() - start,
-        backbone=source.info.describe(),
-        source=source.kind,
-        step=source.info.step if weights == "pretrained" else 0,
-        hardware=hardware(source.device),
-        commit=commit(),
+    about = (
+        f"all weights trained for {config.epochs} epochs, AdamW {config.learning_rate:g} in batches of "
+        f"{config.batch_size}, {', '.join(f'{name} {value:g}' for name, value in settings.items())}, {averaged}; "
+        "mean over positions and a linear layer"
     )
+    sizes = (len(train), len(val))
+    return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config.seed, start)

@@ -11,7 +11,6 @@ several images of one object; any classifier will do.
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -103,13 +102,3 @@ def mean_logits(logits: Tensor) -> Tensor:
 def mean_probabilities(logits: Tensor) -> Tensor:
     """The other: (..., K, C) -> log of the mean probabilities (..., C)."""
     return logits.float().log_softmax(dim=-1).logsumexp(dim=-2) - math.log(logits.shape[-2])
-
-
-Fusion = Callable[[Tensor], Tensor]
-FUSIONS: dict[str, Fusion] = {  # by the names that tables have
-    "mean logit": mean_logits,
-    "mean probability": mean_probabilities,
-    "nbce, mean": lambda logits: nbce(logits, pooling="mean"),
-    "nbce, maximum": lambda logits: nbce(logits, pooling="maximum"),
-    "nbce, entropy": lambda logits: nbce(logits, pooling="entropy"),
-}

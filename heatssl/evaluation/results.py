@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,6 +100,14 @@ def hardware(device: torch.device) -> str:
         pass  # not Linux, or a processor that has no name there
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{processor}, {cores} cores" + (" (MPS)" if device.type == "mps" else "")
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> Path:
+    """A benchmark's record as ``<folder>/<hardware>.json``, by the ``hardware`` that it names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (re.sub(r"[^a-z0-9]+", "_", record["hardware"].lower()).strip("_") + ".json")
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
 
 
 def commit() -> str | None:

@@ -10,9 +10,9 @@ from heatssl.config import SegmentConfig
 from heatssl.data import MaskedData, Split, open_masked
 from heatssl.data.crop import centre_crop_mask
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.commands import backbones_of, finish
+from heatssl.evaluation.commands import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.features import extract_maps
-from heatssl.evaluation.results import Result, commit, hardware
+from heatssl.evaluation.results import Result
 from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
 from heatssl.evaluation.source import Source, open_source
 
@@ -102,24 +102,15 @@ def _measure(
     by_value = ", ".join(f"{value}: {100 * iou:.1f}" for value, iou in zip(values, found_scores.ious, strict=True))
     right = f"pixels right {100 * found_scores.pixel_accuracy:.1f} %"
     print(f"{weights}: {right}, intersection over union in % of class {by_value}", flush=True)
-    return Result(
-        metric="segmentation" if config.method == "linear" else "kNN segmentation",
-        weights=weights,
-        accuracy=found_scores.mean_iou,
-        protocol=(
-            f"mean intersection over union of classes {values}{ignored}; {method}; frozen feature maps "
-            f"({' x '.join(map(str, maps[0].shape[1:]))}) at {source.data.image_size} px, centre crop; "
-            f"{len(masks[0])} train, {len(masks[1])} val images; seed {config.seed}"
-        ),
-        data=source.data.name,
-        split="val",
-        train_size=len(masks[0]),
-        val_size=len(masks[1]),
-        seed=config.seed,
-        seconds=time.perf_counter() - start,
-        backbone=source.info.describe(),
-        source=source.kind,
-        step=source.info.step if weights == "pretrained" else 0,
-        hardware=hardware(source.device),
-        commit=commit(),
+    shape = " x ".join(map(str, maps[0].shape[1:]))
+    return result_of(
+        source,
+        weights,
+        "segmentation" if config.method == "linear" else "kNN segmentation",
+        Accuracy(found_scores.mean_iou),
+        f"mean intersection over union of classes {values}{ignored}; {method}; frozen feature maps ({shape})",
+        (len(masks[0]), len(masks[1])),
+        config.seed,
+        start,
+        split="val",  # held_out plays no part: the images with masks are others than those of pretraining
     )

@@ -38,6 +38,11 @@ class Source:
             return self.name
         return "last" if run_folder(self.name) == Path(self.name) else "best"
 
+    @property
+    def split(self) -> str:
+        """What stands in the place of val: val itself, or the held-out share of train."""
+        return "held-out" if self.data.held_out else "val"
+
     def twin(self, seed: int) -> nn.Module:
         """The same architecture with random weights; torch's global generator stays as it was."""
         with torch.random.fork_rng(devices=[]):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from heatssl.config_file import load_config
@@ -12,6 +11,7 @@ from heatssl.errors import UserError, permission_errors
 from heatssl.expected import Expected, expected_of
 from heatssl.report.charts import Series, line_chart, value_label
 from heatssl.report.numbers import HEADS, Comparison, compare, percent, signed, verdict
+from heatssl.report.page import environment, write_page
 from heatssl.report.pictures import heatmap_groups, scenes, story
 from heatssl.report.reproduce import follow_up_commands, pretrain_command
 from heatssl.report.run_folder import RunFolder, is_number, read_run
@@ -66,31 +66,21 @@ def write_report(run: Path) -> Path:
     """
     run = Path(run)
     page = render(read_run(run))
-    path, half_written = run / "report.html", run / "report.html.tmp"
-    try:
-        half_written.write_text(page, encoding="utf-8")
-        half_written.replace(path)
-    except OSError as error:
-        half_written.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or fix its permissions") from error
+    path = run / "report.html"
+    write_page(path, page)
     return path
 
 
 def render(run: RunFolder) -> str:
     """The whole page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("heatssl.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "signed": signed, "thousands": thousands}
+    templates = environment()
+    templates.filters |= {"percent": percent, "signed": signed, "thousands": thousands}
     comparisons = compare(run.results)
     main, more = curves(run.metrics, _expected(run))
     pictures, residual_range = scenes(run.pictures)
     heading, explanation = story(run.pictures)
     objective = run.config.get("objective")
-    return environment.get_template("template.html").render(
+    return templates.get_template("template.html").render(
         name=run.path.resolve().name,
         verdict=verdict(comparisons),
         facts=facts(run),

@@ -5,11 +5,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.suite import NAMES, Row, summarise
 from heatssl.report.numbers import percent
+from heatssl.report.page import environment, write_page
 
 
 @dataclass(frozen=True)
@@ -34,23 +33,15 @@ def write_results_page(folder: Path) -> Path:
         rows = summarise(measured)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{source} holds no results ({error}): run heatssl evaluate again") from error
-    half_written = path.with_name("results.html.tmp")
-    try:
-        half_written.write_text(render(folder.resolve().name, rows), encoding="utf-8")
-        half_written.replace(path)
-    except OSError as error:
-        half_written.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or fix its permissions") from error
+    write_page(path, render(folder.resolve().name, rows))
     return path
 
 
 def render(name: str, rows: list[Row]) -> str:
     """The whole page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("heatssl.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = percent
-    return environment.get_template("results.html").render(
+    templates = environment()
+    templates.filters["percent"] = percent
+    return templates.get_template("results.html").render(
         name=name,
         charts=charts(rows),
         rows=[dataclasses.asdict(row) | {"metric": NAMES.get(row.metric, row.metric)} for row in rows],

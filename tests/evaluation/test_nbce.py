@@ -1,12 +1,19 @@
 """Several contexts are one answer, and it is the one of the formula."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from heatssl.evaluation.contexts import crops, scales, tiles
-from heatssl.evaluation.nbce import FUSIONS, class_prior, mean_logits, mean_probabilities, nbce, truncated
+from heatssl.evaluation.nbce import class_prior, mean_logits, mean_probabilities, nbce, truncated
 
 POOLINGS = ["mean", "maximum", "entropy"]
+FUSIONS = {
+    "mean logit": mean_logits,
+    "mean probability": mean_probabilities,
+    **{f"nbce, {pooling}": partial(nbce, pooling=pooling) for pooling in POOLINGS},
+}
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """Gated attention: every backend against the formula in float64, and the formula against single numbers."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,15 +121,11 @@ print("checked")
 
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("activation", ["softmax", "relu2"])
-def test_triton_in_its_interpreter(activation, thorough):
+def test_triton_in_its_interpreter(activation, thorough, in_the_interpreter):
     """bfloat16 is left out: the interpreter multiplies the bits of its matrices."""
-    pytest.importorskip("triton")
-    program = IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), activation=activation, thorough=thorough)
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300, check=False
+    in_the_interpreter(
+        IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), activation=activation, thorough=thorough)
     )
-    assert "checked" in done.stdout, done.stderr[-2000:]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

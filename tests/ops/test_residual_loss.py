@@ -1,8 +1,6 @@
 """The fused residual loss against closed forms and against the plain formulation, whatever the backend."""
 
-import os
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -292,14 +290,8 @@ print("checked")
         ),
     ],
 )
-def test_triton_in_its_interpreter(dtype, interior):
-    pytest.importorskip("triton")
-    program = IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), dtype=dtype, interior=interior)
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300, check=False
-    )
-    assert "checked" in done.stdout, done.stderr[-2000:]
+def test_triton_in_its_interpreter(dtype, interior, in_the_interpreter):
+    in_the_interpreter(IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), dtype=dtype, interior=interior))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
