@@ -1,7 +1,7 @@
 """What gau_*, flash_* and roformer_v2_* share: patches in, blocks with rotary positions, timm's interface around.
 
-There is no class token and no position table. Features are the mean over patches, and a set of visible patches is
-encoded as the whole grid is, at its true positions.
+There is no class token, and a position table only on request. Features are the mean over patches, and a set of visible
+patches is encoded as the whole grid is, at its true positions.
 """
 
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from heatssl.backbones.attend import Whereabouts, attend
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
 from heatssl.backbones.patch_embedding import embed_patches
+from heatssl.backbones.position_table import PositionTable
 from heatssl.backbones.positions import PositionSettings, RotaryPositions
 from heatssl.backbones.residual import NormPlace
 
@@ -33,6 +34,7 @@ class PatchEncoder(nn.Module):
             drop_path_rate, dynamic_img_size: as in timm's ``VisionTransformer``; ``global_pool`` is ``avg`` or empty.
         key_width: s of the queries and keys of one head.
         norm_place: ``pre``, with a norm after the last block, or ``post``.
+        pos_embed: ``learn`` adds a table of absolute positions to the patches, as timm's ViTs have it; ``none``.
         positions, position_base, position_scale, position_window: see
             :class:`heatssl.backbones.positions.PositionSettings`.
         normaliser, log_n_at_test: see :class:`heatssl.backbones.normalisers.NormaliserSettings`.
@@ -60,6 +62,7 @@ class PatchEncoder(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         dynamic_img_size: bool = False,
+        pos_embed: str = "none",
         positions: Any = "rope",
         position_base: float = 100.0,
         position_scale: float = 1.0,
@@ -71,6 +74,8 @@ class PatchEncoder(nn.Module):
         super().__init__()
         if norm_place not in ("pre", "post"):
             raise ValueError(f"norm_place must be pre or post, not {norm_place!r}")
+        if pos_embed not in ("none", "learn"):
+            raise ValueError(f"pos_embed must be none or learn, not {pos_embed!r}")
         self.num_classes = num_classes
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -82,6 +87,7 @@ class PatchEncoder(nn.Module):
             embed_dim=embed_dim,
             strict_img_size=not dynamic_img_size,
         )
+        self.position_table = PositionTable(self.patch_embed.grid_size, embed_dim) if pos_embed == "learn" else None
         settings = PositionSettings(positions, position_base, position_scale, position_window)
         self.positions = RotaryPositions(key_width, settings)
         weighting = NormaliserSettings(normaliser, length or self.tokens_attended(), log_n_at_test)
@@ -130,10 +136,10 @@ class PatchEncoder(nn.Module):
         """
         grid = self.grid(x.shape[2], x.shape[3])
         if visible is None:
-            tokens = self.patch_embed(x)
+            tokens = self.embed(x, grid)
             places = grid_places(x, grid[0], grid[1])
         else:
-            tokens = self.embed_visible(x, visible)
+            tokens = self.embed_visible(x, visible, grid)
             places = places_of(visible, grid[1])
         where = self.locate(places, valid, grid)
         tokens = self.norm_in(tokens)
@@ -174,7 +180,7 @@ class PatchEncoder(nn.Module):
         grid = self.grid(x.shape[2], x.shape[3])
         places = grid_places(x, grid[0], grid[1])
         where = self.locate(places, None, grid)
-        tokens = self.norm_in(self.patch_embed(x))
+        tokens = self.norm_in(self.embed(x, grid))
         found = []
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             tokens = checkpoint(block, tokens, where) if self.grad_checkpointing else block(tokens, where)
@@ -226,18 +232,29 @@ class PatchEncoder(nn.Module):
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone."""
+        return set() if self.position_table is None else {"position_table.weight"}
+
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Groups of parameters, for timm's layer decay."""
-        return {"stem": r"^patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+        return {"stem": r"^patch_embed|^position_table", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image."""
         return height // self.patch_embed.patch_size[0], width // self.patch_embed.patch_size[1]
 
+    def embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images (B, 3, H, W) -> patches (B, n, d)."""
+        tokens = self.patch_embed(images)
+        return tokens if self.position_table is None else tokens + self.position_table(grid)
+
     @torch.jit.unused
-    def embed_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+    def embed_visible(self, images: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
         """The chosen patches only, (B, 3, H, W), (B, n) -> (B, n, d)."""
-        return embed_patches(self.patch_embed, images, visible)
+        tokens = embed_patches(self.patch_embed, images, visible)
+        return tokens if self.position_table is None else tokens + self.position_table(grid)[0, visible]
 
 
 def grid_places(images: Tensor, rows: int, columns: int) -> Tensor:

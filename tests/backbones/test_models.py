@@ -40,11 +40,16 @@ NAMES = [
 KINDS = {
     "gau": "gau_tiny_patch16_224",
     "gau_pre": "gau_tiny_patch16_224",
+    "gau_table": "gau_tiny_patch16_224",
     "flash": "flash_small_patch16_224",
     "flash_chunks": "flash_small_patch16_224",
     "roformer_v2": "roformer_v2_small_patch16_224",
 }
-EXTRA = {"gau_pre": {"norm_place": "pre", "bias": True}, "flash_chunks": {"chunk": 3}}
+EXTRA = {
+    "gau_pre": {"norm_place": "pre", "bias": True},
+    "gau_table": {"pos_embed": "learn"},
+    "flash_chunks": {"chunk": 3},
+}
 SIZE = {"img_size": 64, "patch_size": 8}  # 8 x 8 patches; chunks of 3 then leave places empty
 
 
@@ -226,6 +231,18 @@ def test_a_quarter_is_seen_the_same_wherever_it_lies(kind):
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
 
 
+def test_a_position_table_is_read_at_the_true_places_and_resampled_as_timm_does():
+    """What a table adds must not depend on which patches are shown, nor be decayed."""
+    model, images = small("gau", pos_embed="learn", depth=0, img_size=32), torch.randn(1, 3, 32, 32)
+    table = model.position_table.weight
+    patches = model.norm_in(model.patch_embed(images) + table)
+    torch.testing.assert_close(model.forward_features(images), patches)
+    torch.testing.assert_close(encode_visible(model, images, torch.tensor([[9, 2]])), patches[:, [9, 2]])
+    assert model.no_weight_decay() == {"position_table.weight"}
+    larger = timm.layers.resample_abs_pos_embed(table, [6, 4], [4, 4], num_prefix_tokens=0)
+    torch.testing.assert_close(model.position_table((6, 4)), larger)
+
+
 def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     model, images = small(kind), torch.randn(2, 3, 64, 64)
     before, usual = model(images), model.normaliser.settings
@@ -258,7 +275,7 @@ def test_layers_fade_in_and_the_share_is_kept_with_the_weights(kind):
         return
     whole = model(images)
     fade_in(model, 0.0)
-    embedded = model.norm_in(model.patch_embed(images))
+    embedded = model.norm_in(model.embed(images, (8, 8)))
     torch.testing.assert_close(model.forward_features(images), embedded, atol=1e-4, rtol=1e-4)
     fade_in(model, 0.5)
     half = model(images)
@@ -282,6 +299,7 @@ def test_bfloat16_stays_near(kind, normaliser):
     [
         ("gau_tiny_patch16_224", {"normaliser": "max"}, "normaliser must be one of"),
         ("gau_tiny_patch16_224", {"positions": "absolute"}, "positions must be one of"),
+        ("gau_tiny_patch16_224", {"pos_embed": "sincos"}, "pos_embed must be none or learn"),
         ("gau_tiny_patch16_224", {"norm_place": "middle"}, "norm_place must be pre or post"),
         ("gau_tiny_patch16_224", {"key_width": 6}, "4 divides"),
         ("flash_small_patch16_224", {"chunk": 0}, "at least 1 patch"),
