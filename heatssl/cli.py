@@ -25,7 +25,7 @@ FUNCTIONS = {
     "segment": "heatssl.evaluation:run_segment",
     "health": "heatssl.evaluation:run_health",
     "evaluate": "heatssl.report.commands:run_evaluate",
-    "attribute": "heatssl.attribution:run_attribute",
+    "attribute": "heatssl.report.commands:run_attribute",
     "report": "heatssl.report.commands:run_report",
     "models": "heatssl.backbones.table:print_models",
 }

@@ -67,6 +67,7 @@ class TrainerConfig:
     # bookkeeping
     log_every: int = 20  # steps between two lines of metrics.jsonl
     checkpoint_every: int = 200  # steps between two checkpoints
+    keep_every: int = 0  # steps between two backbones that stay, to see how features form, see attribute; 0: none stays
     knn_every: int = 500  # steps between two online kNN evaluations; 0 turns them off
     knn_train_size: int = 2000  # images of train in the bank of the online kNN
     knn_val_size: int = 500  # images held out of train that are classified by the online kNN: val stays untouched
@@ -197,6 +198,7 @@ class AttributeConfig(EvaluationConfig):
     images: list[str] = field(default_factory=list)  # image files; empty: `count` of val, spread over classes
     count: int = 8
     steps: int = 32  # integrated gradients: points on the path
+    checkpoints: bool = False  # also by the weights that the run has kept on its way, see trainer.keep_every
     size: int = 256  # pixels of the written overlays
     over_image: bool = True  # false: the heat alone, for images that must not be passed on
 
@@ -240,6 +242,7 @@ KEEPS_RESULT = frozenset(
         "trainer.compile",
         "trainer.log_every",
         "trainer.checkpoint_every",
+        "trainer.keep_every",
         "trainer.knn_every",
         "trainer.knn_train_size",
         "trainer.knn_val_size",

@@ -37,9 +37,9 @@ def run_demo(overrides: list[str]) -> Path:
 
 def _stages(config: Any) -> list[tuple[str, Callable[[], object]]]:
     """Name and action of each stage, in order; all in one process, so that features are extracted once."""
-    from heatssl.attribution import run_attribute
     from heatssl.config import AttributeConfig, KnnConfig, ProbeConfig
     from heatssl.evaluation import run_knn, run_probe
+    from heatssl.report.commands import run_attribute
     from heatssl.training import pretrain
 
     shared: dict[str, Any] = {

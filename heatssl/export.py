@@ -58,6 +58,25 @@ def save_backbone(folder: Path, backbone: nn.Module, info: BackboneInfo, prefix:
     write_atomically(folder / f"{prefix}backbone.json", lambda file: file.write(description.encode()))
 
 
+def keep_backbone(run: Path, backbone: nn.Module, info: BackboneInfo) -> None:
+    """Write ``checkpoints/step_STEP_backbone.safetensors``, which later steps leave alone; a source as any other.
+
+    Raises:
+        UserError: when the disk is full or cannot be written.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_backbone(folder, backbone, info, prefix=f"step_{info.step:08d}_")
+
+
+def kept_backbones(run: Path) -> dict[int, Path]:
+    """Step -> weights, ascending: those of :func:`keep_backbone`, the best ones and the last ones."""
+    files = [*run.glob("checkpoints/step_*_backbone.safetensors"), *run.glob("*backbone.safetensors")]
+    described = {path: _description(path) for path in files}
+    steps = {info.step: path for path, info in described.items() if info is not None}
+    return dict(sorted(steps.items()))
+
+
 def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
     """A backbone with its weights, in evaluation mode on the CPU, and what is known about it.
 

@@ -1,6 +1,7 @@
-"""``heatssl attribute``: heatmaps of a run's images as PNG overlays, and a list of them."""
+"""``heatssl attribute``: heatmaps of a run's images, as arrays and as PNG overlays, and a list of them."""
 
 import difflib
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from heatssl.attribution.attribute import explain, find_method
+from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
+from heatssl.attribution.extrapolation import write_extrapolation
+from heatssl.attribution.features import write_features
 from heatssl.attribution.overlay import overlay
 from heatssl.attribution.targets import embed
 from heatssl.config import AttributeConfig
@@ -30,13 +35,16 @@ STEPPED = "integrated_gradients"  # the method that takes config.steps and repor
 
 @dataclass(frozen=True)
 class Map:
-    """One entry of ``attribution.json``."""
+    """One entry of ``attribution.json``; beside ``file`` lies the raw map, a float32 array (h, w), as .npy."""
 
     image: str
     label: str  # class name, "" when unknown
+    photo: str | None  # what the backbone was shown, a picture relative to the run folder; None: not to be passed on
     method: str
     target: str  # for people
-    file: str  # relative to the run folder
+    step: int  # optimiser steps behind the weights
+    file: str  # the overlay, relative to the run folder
+    brightest: float  # magnitude that gets the brightest colour
     completeness_error: float | None
 
 
@@ -61,56 +69,128 @@ class Wish:
 
 @permission_errors()
 def run_attribute(config: AttributeConfig) -> Path:
-    """Explain some images by every method asked for, write overlays, print the completeness errors.
+    """Explain some images by every method asked for, write maps and overlays, print the completeness errors.
 
-    Writes ``attribution/NNN_METHOD_TARGET.png`` and lists them in ``attribution/attribution.json``; what
-    other targets or methods wrote before stays there.
+    Writes ``attribution/NNN_METHOD_TARGET.npy`` and ``.png`` and lists them in ``attribution/attribution.json``; what
+    other targets or methods wrote before stays there. Beside them ``features.npz`` and ``extrapolation.npz`` of
+    these images, see :mod:`heatssl.attribution.features` and :mod:`heatssl.attribution.extrapolation`.
 
     Returns:
         The folder of the overlays.
 
     Raises:
-        UserError: on unknown methods, targets or images, or a probe that is missing or belongs to other
-            weights.
+        UserError: on unknown methods, targets or images, a probe that is missing or belongs to other weights, or
+            checkpoints that there are not.
     """
     for method in config.methods:
         find_method(method)
     if config.count < 1 or config.steps < 1 or config.size < 16:
         raise UserError("count and steps must be at least 1 and size at least 16 pixels")
+    kept = check_checkpoints(config.run) if config.checkpoints else {}
     source = open_source(config)
     source.backbone.to(source.device).eval()
     pictures = _given_pictures(config.images, source) if config.images else _pictures_of_val(config, source)
     wish = _wish(config.target, pictures, source)
+    if kept and wish.probe is not None:
+        raise UserError(f"target={config.target} needs a probe, which fits one checkpoint only: use target=self")
     folder = source.output / "attribution"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    maps = [entry for method in config.methods for entry in _explain(method, wish, pictures, source, config)]
-    _list_maps(folder / "attribution.json", maps)
+    photos = _write_photos(pictures, source) if config.over_image else [None] * len(pictures.names)
+    maps = _explain_all(wish, pictures, photos, source, config)
+    _list_maps(folder / "attribution.json", "maps", maps)
+    write_features(folder / "features.npz", source.backbone, pictures.images, pictures.names, config.batch_size)
+    run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
+    write_extrapolation(folder / "extrapolation.npz", run, pictures.images, pictures.names, config.batch_size)
+    steps = [
+        entry
+        for at_step in at_each_step(source, kept)
+        for entry in _explain_all(_wish(config.target, pictures, at_step), pictures, photos, at_step, config, "_step{}")
+    ]
+    if steps:
+        _list_maps(folder / "attribution.json", "checkpoints", steps)
     print(format_table(maps) + f"\n{len(maps)} heatmaps in {folder}", flush=True)
     return folder
 
 
-def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig) -> list[Map]:
+def _explain_all(
+    wish: Wish,
+    pictures: Pictures,
+    photos: Sequence[str | None],
+    source: Source,
+    config: AttributeConfig,
+    of_step: str = "",
+) -> list[Map]:
+    """Write the maps of every method; ``of_step`` is part of their names where those of several steps lie together."""
+    kind = wish.kind + of_step.format(source.info.step)
+    return [
+        entry
+        for method in config.methods
+        for entry in _explain(method, replace(wish, kind=kind), pictures, photos, source, config)
+    ]
+
+
+def _explain(
+    method: str,
+    wish: Wish,
+    pictures: Pictures,
+    photos: Sequence[str | None],
+    source: Source,
+    config: AttributeConfig,
+) -> list[Map]:
     options: dict[str, Any] = {"chunk": config.batch_size}
     if method == STEPPED:
         options["steps"] = config.steps
     found = explain(source.backbone, pictures.images, method, wish.value, probe=wish.probe, **options)
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
-    shown = (255 * denormalise(pictures.images, source.data)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     entries = []
-    for index, (image, raw) in enumerate(zip(shown, found.maps.abs().cpu().numpy(), strict=True)):
-        largest = float(np.quantile(raw, BRIGHTEST)) or float(raw.max()) or 1.0
+    for index, (image, raw) in enumerate(zip(_pixels(pictures, source), found.maps.float().cpu().numpy(), strict=True)):
+        magnitude = np.abs(raw)
+        largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
         file = f"attribution/{index:03d}_{method}_{wish.kind}.png"
         background = image if config.over_image else None
-        _write_picture(source.output / file, overlay(background, raw / largest, size=config.size, largest=largest))
+        picture = overlay(background, magnitude / largest, size=config.size, largest=largest)
+        _write_picture(source.output / file, picture)
+        _write_array((source.output / file).with_suffix(".npy"), raw)
         entries.append(
-            Map(pictures.names[index], pictures.labels[index], method, wish.description, file, errors[index])
+            Map(
+                pictures.names[index],
+                pictures.labels[index],
+                photos[index],
+                method,
+                wish.description,
+                source.info.step,
+                file,
+                largest,
+                errors[index],
+            )
         )
     return entries
 
 
+def _write_photos(pictures: Pictures, source: Source) -> list[str | None]:
+    """Each image as the backbone is shown it, named by its content: commands on other images leave it alone."""
+    files: list[str | None] = []
+    for pixels in _pixels(pictures, source):
+        file = f"attribution/photo_{hashlib.sha256(pixels.tobytes()).hexdigest()[:12]}.png"
+        _write_picture(source.output / file, Image.fromarray(pixels))
+        files.append(file)
+    return files
+
+
+def _pixels(pictures: Pictures, source: Source) -> NDArray[np.uint8]:
+    """(B, S, S, 3)."""
+    shown = (255 * denormalise(pictures.images, source.data)).round().byte().permute(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = shown.contiguous().cpu().numpy()
+    return pixels
+
+
 def _write_picture(path: Path, picture: Image.Image) -> None:
     write_atomically(path, lambda file: picture.save(file, "PNG"))
+
+
+def _write_array(path: Path, array: NDArray[np.float32]) -> None:
+    write_atomically(path, lambda file: np.save(file, array))
 
 
 # ---- which images
@@ -190,16 +270,16 @@ def _labels(pictures: Pictures, classes: list[str], probe: LinearProbe, source: 
 # ---- what is told
 
 
-def _list_maps(path: Path, maps: list[Map]) -> None:
-    """Add to ``attribution.json``, whole or not at all; an entry of the same file is replaced."""
+def _list_maps(path: Path, name: str, maps: list[Map]) -> None:
+    """Add to a list of ``attribution.json``, whole or not at all; an entry of the same file is replaced."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["maps"] if path.exists() else []
-        kept = [entry for entry in before if entry["file"] not in {item.file for item in maps}]
-    except (ValueError, KeyError, TypeError) as error:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"maps": []}
+        kept = [entry for entry in before.get(name, []) if entry["file"] not in {item.file for item in maps}]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a list of heatmaps ({error}): move it away and run the command again"
         ) from error
-    content = json.dumps({"maps": kept + [asdict(item) for item in maps]}, indent=2)
+    content = json.dumps(before | {name: kept + [asdict(item) for item in maps]}, indent=2)
     write_atomically(path, lambda file: file.write(content.encode()))
 
 

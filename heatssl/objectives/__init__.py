@@ -8,11 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from heatssl.backbones import create_backbone
+from heatssl.config import PretrainConfig
 from heatssl.errors import UserError, did_you_mean
+from heatssl.objectives.extrapolation import Extrapolation
 from heatssl.objectives.objective import Objective, Outputs
 from heatssl.objectives.prior import attach_prior
 
-__all__ = ["Objective", "Outputs", "attach_prior", "create", "names", "objective_class"]
+__all__ = ["Extrapolation", "Objective", "Outputs", "attach_prior", "build", "create", "names", "objective_class"]
 
 
 def names() -> list[str]:
@@ -63,6 +66,19 @@ def create(
     except (TypeError, ValueError) as error:
         raise UserError(f"objective {settings['name']}: {error}") from error
     objective.mean, objective.std = mean, std
+    return objective
+
+
+def build(config: PretrainConfig) -> Objective:
+    """The objective of a run with its backbone and prior, untrained: weights from torch's global generator.
+
+    Raises:
+        UserError: on settings that cannot work.
+    """
+    data = config.data
+    backbone = create_backbone(config.backbone, data.image_size, **config.backbone_arguments)
+    objective = create(config.objective, backbone, data.image_size, mean=data.mean, std=data.std)
+    attach_prior(objective, config.prior)
     return objective
 
 

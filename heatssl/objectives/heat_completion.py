@@ -27,6 +27,7 @@ from heatssl.heat import (
     heat_kernel_weights,
     laplacian,
 )
+from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.masks import random_blocks, random_parts
 from heatssl.objectives.objective import Objective, Outputs
 from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
@@ -186,6 +187,18 @@ class HeatCompletion(Objective):
             "reconstruction": unpatchify(patches, self.patch),
             "law_residual": laplacian(field, boundary="replicate").square().mean(dim=1),
         }
+
+    @torch.no_grad()
+    def extrapolation(self, images: Tensor) -> Extrapolation:
+        """See :meth:`Objective.extrapolation`: what heat from the top left quarter comes to, whatever the mask."""
+        everywhere = torch.arange(self.positions, device=images.device).expand(len(images), -1)
+        return fill_from_corner(
+            self.backbone,
+            self.to_field,
+            images,
+            self.grid,
+            lambda values, visible: self.fill_in(values, visible, everywhere),
+        )
 
 
 def painter(channels: int, width: int, outputs: int) -> nn.Module:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from heatssl.backbones import encode_visible, feature_map, geometry, is_token_model
 from heatssl.errors import UserError
 from heatssl.heat import Transport, coordinates
+from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.objective import Objective, Outputs
 from heatssl.objectives.processes import gather, world_size
@@ -165,16 +166,18 @@ class HeatJEPA(Objective):
                     slow.lerp_(fast, 1 - self.momentum)
             seen = rows(feature_map(self.teacher, images))
             target = F.layer_norm(seen, seen.shape[-1:])
-        everywhere = torch.arange(target.shape[1], device=images.device).expand(len(images), -1)
         own = self.quarters(1, images.device)
         errors = []
         for quarter, said in enumerate(at_rest):
-            spread = said[:, None].expand(-1, target.shape[1], -1)
-            if self.transport is not None:
-                spread = self.transport.from_rest(spread, self.places(everywhere))
-            others = torch.ones_like(everywhere[0], dtype=torch.bool).index_fill(0, own[quarter], False)
-            errors.append(F.smooth_l1_loss(self.predict(spread[:, others]), target[:, others]))
+            others = torch.ones_like(target[0, :, 0], dtype=torch.bool).index_fill(0, own[quarter], False)
+            errors.append(F.smooth_l1_loss(self.predict(self.everywhere(said)[:, others]), target[:, others]))
         return torch.stack(errors).mean()
+
+    def everywhere(self, at_rest: Tensor) -> Tensor:
+        """What the heat at rest (B, C) says of every patch, (B, h w, C)."""
+        patches = torch.arange(self.grid[0] * self.grid[1], device=at_rest.device).expand(len(at_rest), -1)
+        spread = at_rest[:, None].expand(-1, patches.shape[1], -1)
+        return spread if self.transport is None else self.transport.from_rest(spread, self.places(patches))
 
     def places(self, index: Tensor) -> Tensor:
         """Positions (..., 2) of patches, from the middle of the grid, so that decays stay balanced."""
@@ -206,6 +209,15 @@ class HeatJEPA(Objective):
             "visible_mask": pixels,
             "law_residual": residual.unflatten(1, self.grid),
         }
+
+    @torch.no_grad()
+    def extrapolation(self, images: Tensor) -> Extrapolation:
+        """See :meth:`Objective.extrapolation`: the heat of the top left quarter, at rest everywhere."""
+
+        def fill(values: Tensor, visible: Tensor) -> Tensor:
+            return self.everywhere(self.to_rest(values, visible).mean(dim=1))
+
+        return fill_from_corner(self.backbone, self.to_field, images, self.grid, fill)
 
 
 def contrast_of_parts(parts: Tensor, temperature: float) -> Tensor:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from heatssl.objectives.extrapolation import Extrapolation
+
 
 class Outputs(NamedTuple):
     """One forward pass of an objective."""
@@ -55,6 +57,10 @@ class Objective(nn.Module):
         (B, 3, s, s) normalised, where views are compared.
         """
         raise NotImplementedError
+
+    def extrapolation(self, images: Tensor) -> Extrapolation | None:  # noqa: ARG002
+        """What the law makes of one quarter of normalised images (B, 3, S, S); None where there is no law."""
+        return None
 
 
 def rankme(features: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones import encode_block, geometry
+from heatssl.backbones import encode_block, feature_map, geometry
 from heatssl.heat import Propagator
+from heatssl.objectives.extrapolation import Extrapolation
 from heatssl.objectives.objective import Objective, Outputs
 from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
 
@@ -133,6 +134,13 @@ class Quarter(Objective, ABC):
             "reconstruction": unpatchify(patches, self.patch),
             "law_residual": self.law.residual(field),
         }
+
+    @torch.no_grad()
+    def extrapolation(self, images: Tensor) -> Extrapolation:
+        """See :meth:`Objective.extrapolation`; the quarters are those that :meth:`maps` shows."""
+        corner = corners_of_batch(images)
+        filled = self.extrapolate(self.encode(images, corner), corner)
+        return Extrapolation(filled, self.to_field(feature_map(self.backbone, images)), self.visible_mask(corner))
 
 
 def projector(inputs: int, channels: int, depth: int) -> nn.Sequential:

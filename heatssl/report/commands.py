@@ -1,8 +1,8 @@
-"""``heatssl report`` and ``heatssl evaluate``: the commands that end in a page."""
+"""``heatssl report``, ``heatssl evaluate`` and ``heatssl attribute``: the commands that end in a page."""
 
 from pathlib import Path
 
-from heatssl.config import EvaluateConfig, ReportConfig
+from heatssl.config import AttributeConfig, EvaluateConfig, ReportConfig
 
 
 def run_report(config: ReportConfig) -> None:
@@ -18,3 +18,13 @@ def run_evaluate(config: EvaluateConfig) -> None:
     from heatssl.report.results_page import write_results_page
 
     print(f"-> {write_results_page(run_suite(config))}")
+
+
+def run_attribute(config: AttributeConfig) -> Path:
+    """Explain some images, write maps, overlays and the gallery of them all, print and return where it is."""
+    from heatssl import attribution
+    from heatssl.report.gallery import write_gallery
+
+    gallery = write_gallery(attribution.run_attribute(config))
+    print(f"-> {gallery}")
+    return gallery

@@ -135,25 +135,38 @@ def heatmap_groups(run: RunFolder) -> list[HeatmapGroup]:
 
 
 def _heatmap(folder: Path, entry: dict[str, Any], subject: str) -> Heatmap:
-    method, target = str(entry.get("method", "")).replace("_", " "), str(entry.get("target", ""))
-    method = "Grad-CAM" if method == "gradcam" else method
+    method, target = method_name(str(entry.get("method", ""))), str(entry.get("target", ""))
     error = entry.get("completeness_error")
     completeness = f"completeness error {100 * error:.2g}\u00a0%" if is_number(error) else ""
     source, problem = "", ""
     try:
-        source = data_uri(_open_inside(folder, str(entry.get("file", ""))))
+        source = embed(folder, str(entry.get("file", "")))
     except UNREADABLE as broken:
         problem = f"{entry.get('file')} cannot be shown ({type(broken).__name__})"
     return Heatmap(method, target, completeness, source, problem, f"{method} of {subject}, target {target}")
 
 
-def _open_inside(folder: Path, file: str) -> Image.Image:
-    """Open a picture of the run folder; a path that leads out of it is refused, as reports are shared."""
+def method_name(method: str) -> str:
+    """What people call an attribution method."""
+    return "Grad-CAM" if method == "gradcam" else method.replace("_", " ")
+
+
+def embed(folder: Path, file: str) -> str:
+    """A picture of the run folder as a data URI.
+
+    Raises:
+        one of UNREADABLE: when it cannot be read, or lies outside the folder.
+    """
+    with Image.open(inside(folder, file)) as image:
+        return data_uri(image.convert("RGB"))
+
+
+def inside(folder: Path, file: str) -> Path:
+    """A file of the run folder; a path that leads out of it is refused with a ValueError, as reports are shared."""
     path = (folder / file).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ValueError("outside the run folder")
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return path
 
 
 def data_uri(image: Image.Image) -> str:

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from heatssl.config import PretrainConfig
 from heatssl.errors import UserError
-from heatssl.export import BackboneInfo, first_mismatch, save_backbone, write_atomically
+from heatssl.export import BackboneInfo, first_mismatch, keep_backbone, save_backbone, write_atomically
 from heatssl.training.metrics import Metrics
 from heatssl.training.online_knn import OnlineKnn
 from heatssl.training.stop import StopRequest
@@ -41,7 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(L.Callback):
     """Last of all callbacks, so that what the others noted is saved.
 
-    Writes ``last`` every so many steps, at the end and when asked to stop; ``best`` by online kNN.
+    Writes ``last`` every so many steps, at the end and when asked to stop; ``best`` by online kNN; and, where they are
+    to stay, the backbones of the start and of every so many steps, see :func:`heatssl.export.kept_backbones`.
     """
 
     def __init__(self, config: PretrainConfig, metrics: Metrics, knn: OnlineKnn | None, stop: StopRequest) -> None:
@@ -51,14 +52,17 @@ class Checkpoints(L.Callback):
         self.knn = knn
         self.stop = stop
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: "PretrainModule") -> None:  # type: ignore[override]
         """Listen to signals only now: Lightning sets handlers of its own when it starts."""
         self.stop.listen()
+        if trainer.global_step == 0:
+            self._keep(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: "PretrainModule", *_: Any) -> None:  # type: ignore[override]
         """Save what is due after this step."""
         step = trainer.global_step
         stopping = self.stop.agreed(trainer)
+        self._keep(trainer, module)
         # ``last`` comes last: it knows the best accuracy, and a run that goes on from it never meets this step again.
         if self.knn is not None and self.knn.improved:
             self._save(trainer, module, "best")
@@ -74,6 +78,12 @@ class Checkpoints(L.Callback):
     def on_exception(self, *_: Any) -> None:
         """Signals mean what they meant before."""
         self.stop.restore()
+
+    def _keep(self, trainer: L.Trainer, module: "PretrainModule") -> None:
+        """The backbone alone, where one is due: no objective and no optimiser, which going on would take."""
+        every, step = self.config.trainer.keep_every, trainer.global_step
+        if every and step % every == 0 and trainer.is_global_zero:
+            keep_backbone(self.folder, module.objective.backbone, backbone_info(self.config, step))
 
     def _save(self, trainer: L.Trainer, module: "PretrainModule", name: str) -> None:
         """The checkpoint after all that belongs to it: a kill in between only makes this step be trained again."""

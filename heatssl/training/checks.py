@@ -28,6 +28,7 @@ def check_settings(config: PretrainConfig) -> None:
         ("trainer.nodes", trainer.nodes, 1),
         ("trainer.log_every", trainer.log_every, 1),
         ("trainer.checkpoint_every", trainer.checkpoint_every, 1),
+        ("trainer.keep_every", trainer.keep_every, 0),
         ("trainer.knn_every", trainer.knn_every, 0),
         ("trainer.gradient_clip", trainer.gradient_clip, 0),
         ("optimizer.warmup_steps", optimizer.warmup_steps, 0),
@@ -92,7 +93,7 @@ def claim_folder(config: PretrainConfig) -> None:
             raise
 
 
-def check_space(folder: Path, parameters: int, files: int) -> None:
+def check_space(folder: Path, parameters: int, files: float) -> None:
     """Refuse a disk on which ``files`` checkpoints of so many parameters do not fit.
 
     Raises:

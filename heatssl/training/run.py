@@ -18,7 +18,6 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_only
 
 from heatssl import objectives
-from heatssl.backbones import create_backbone
 from heatssl.config import PretrainConfig
 from heatssl.data import ImageData, open_split, train_loader
 from heatssl.errors import UserError, permission_errors
@@ -83,7 +82,11 @@ def pretrain(config: PretrainConfig) -> Path:
             claim_folder(config)
     else:
         if is_first:
-            check_space(folder, sum(p.numel() for p in module.parameters()), files=3 if resume is None else 1)
+            trainer = config.trainer
+            # Weights alone are a third of a checkpoint.
+            kept = (trainer.steps // trainer.keep_every + 1) / 3 if trainer.keep_every else 0
+            files = (3 if resume is None else 1) + kept
+            check_space(folder, sum(p.numel() for p in module.parameters()), files)
         fit(config, train, module, resume)
     if is_first:
         finish(config, module, val)
@@ -108,11 +111,7 @@ def is_first_process() -> bool:
 def build_module(config: PretrainConfig) -> PretrainModule:
     """Backbone, objective and optimiser, with weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    backbone = create_backbone(config.backbone, config.data.image_size, **config.backbone_arguments)
-    data = config.data
-    objective = objectives.create(config.objective, backbone, data.image_size, mean=data.mean, std=data.std)
-    objectives.attach_prior(objective, config.prior)
-    return PretrainModule(objective, config)
+    return PretrainModule(objectives.build(config), config)
 
 
 def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume: ResumePoint | None) -> None:
