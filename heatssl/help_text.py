@@ -17,7 +17,7 @@ SUMMARY = {
     "segment": "report how well frozen feature maps tell the classes of pixels",
     "health": "report figures of frozen features that need no labels",
     "evaluate": "measure several backbones by the same protocols: one table, and a page",
-    "attribute": "write heatmaps of where the features come from, with or without a classifier",
+    "attribute": "write heatmaps of where the features come from, with or without a classifier, and a page of them",
     "report": "write report.html from what a run folder holds",
     "models": "list backbones with their parameters, operations and input size",
 }
@@ -56,6 +56,7 @@ EXAMPLES = {
     "attribute": [
         "heatssl attribute run=runs/demo",
         "heatssl attribute run=runs/demo methods=[gradcam] images=[cat.jpg,dog.jpg] target=cat.jpg",
+        "heatssl attribute run=runs/demo checkpoints=true",
     ],
     "report": ["heatssl report run=runs/demo"],
     "models": ["heatssl models", "heatssl models names=vit_small_*,gau_small_*"],

@@ -63,7 +63,7 @@ const follow = async (event) => {
   const text = image ? await read(image, event) : "";
   if (mine !== newest) return;
   if (image && dialog.open) one("#value").textContent = text;
-  else if (!event.target.closest?.(".match")) tell(text, event);
+  else if (!event.target.closest?.(".match")) tell(text && `${one(".column", image.closest("td")).textContent}: ${text}`, event);
 };
 for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kind, follow);
 document.addEventListener("scroll", () => tell(""), { passive: true });
@@ -173,6 +173,7 @@ document.addEventListener("keydown", (event) => {
 // ---- correspondence: cosines of one position's features with all others
 
 const matches = all(".match");
+const cosines = matches.map(() => new Float32Array()); // of each image's positions with the chosen one
 if (matches.length) {
   const { rows, columns, dimensions } = one(".matches").dataset;
   const height = Number(rows), width = Number(columns), length = Number(dimensions);
@@ -185,12 +186,11 @@ if (matches.length) {
     }
     return unit;
   });
-  const cosines = fields.map(() => new Float32Array(height * width));
   let chosen = [0, Math.floor(height / 2) * width + Math.floor(width / 2)];
   const compare = () => {
     const [image, patch] = chosen, wanted = fields[image].subarray(patch * length, (patch + 1) * length);
     matches.forEach((figure, index) => {
-      const field = fields[index], found = cosines[index], pixels = new ImageData(width, height);
+      const field = fields[index], found = new Float32Array(height * width), pixels = new ImageData(width, height);
       for (let at = 0; at < found.length; at++) {
         let sum = 0;
         for (let k = 0; k < length; k++) sum += field[at * length + k] * wanted[k];
@@ -198,6 +198,7 @@ if (matches.length) {
         const colour = 3 * Math.round(255 * clamp(sum, 0, 1));
         pixels.data.set([palette[colour], palette[colour + 1], palette[colour + 2], 255], 4 * at);
       }
+      cosines[index] = found;
       one("canvas", figure).getContext("2d").putImageData(pixels, 0, 0);
       const best = index === image ? patch : found.indexOf(found.reduce((a, b) => Math.max(a, b)));
       Object.assign(one(".box", figure).style, {
@@ -205,7 +206,7 @@ if (matches.length) {
         height: `${100 / height}%`, width: `${100 / width}%`,
       });
       figure.classList.toggle("chosen", index === image);
-      one("output", figure).textContent = index === image ? "chosen" : found[best].toFixed(2);
+      one("output", figure).textContent = index === image ? "chosen" : found[best].toFixed(2).replace("-", "\u2212");
     });
   };
   matches.forEach((figure, index) => {

@@ -53,14 +53,14 @@ def method_grid(run: Path, entries: list[dict[str, Any]], features: Arrays | Non
     images = dict.fromkeys([*(entry["image"] for entry in entries), *colours])
     rows = {image: [cells.get((image, key)) for key in columns] for image in images}
     lead = (
-        "Where in each image the target comes from. A map is dark at 0 and brightest at its own largest magnitude; "
-        "the pointer reads its values, signs included."
+        "Where in each image the target comes from. A map is dark at 0 and brightest at the magnitude that only its "
+        "largest half per cent exceeds; the pointer reads its values, signs included."
     )
     if features is not None:
-        held = ", ".join(f"{share:.0%}" for share in features["colour_share"])
+        held = ", ".join(f"{100 * share:.0f}" for share in features["colour_share"])
         lead += (
             " Features: the first three principal components of the final maps of all these images together, as red, "
-            f"green and blue. They hold {held} of the variance; values are in standard deviations."
+            f"green and blue. They hold {held}\u00a0% of the variance; values are in standard deviations."
         )
         columns[("features", "")] = Column("features", "principal components")
         for image, row in rows.items():

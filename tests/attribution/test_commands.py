@@ -1,21 +1,25 @@
 """``heatssl attribute`` writes the pictures that people look at and the list that the report reads."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor as to_tensor
 
-from heatssl.attribution import run_attribute
+from heatssl.attribution import explain, run_attribute
 from heatssl.backbones import create_backbone
+from heatssl.cli import main
 from heatssl.config import AttributeConfig, DataConfig, PretrainConfig
 from heatssl.config_file import save_config
-from heatssl.data import open_split
+from heatssl.data import normalise, open_split
 from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe, save_probe
 from heatssl.evaluation.source import fingerprint
-from heatssl.export import BackboneInfo, save_backbone
+from heatssl.export import BackboneInfo, keep_backbone, load_backbone, save_backbone
 
 ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 DATA = DataConfig(image_size=32, train_size=20, val_size=20, workers=0)
@@ -53,6 +57,67 @@ def test_every_map_is_listed_and_is_a_picture(run: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     for entry in maps[2:]:
         assert f"{entry['completeness_error']:.2%}" in printed
+
+
+def test_the_raw_map_and_the_photo_lie_beside_the_overlay(run: Path) -> None:
+    run_attribute(_config(run))
+    backbone, _ = load_backbone(run)
+    data = open_split(DATA, "val")
+    for entry in _maps(run):
+        index = int(str(entry["image"])[4:9])
+        image = normalise(to_tensor(data.load(index))[None], DATA)
+        raw = np.load((run / str(entry["file"])).with_suffix(".npy"))
+        options = {"steps": 4} if entry["method"] == "integrated_gradients" else {}
+        wanted = explain(backbone, image, str(entry["method"]), **options).maps[0]
+        np.testing.assert_allclose(raw, wanted, rtol=1e-3, atol=1e-6)
+        assert entry["brightest"] == pytest.approx(np.quantile(np.abs(raw), 0.995))
+        shown = np.asarray(Image.open(run / str(entry["photo"])))
+        assert np.array_equal(shown, np.asarray(data.load(index)))
+
+
+def test_images_that_must_not_be_passed_on_are_nowhere(run: Path) -> None:
+    run_attribute(_config(run, over_image=False))
+    assert not list(run.glob("attribution/photo_*"))
+    assert {entry["photo"] for entry in _maps(run)} == {None}
+
+
+def test_checkpoints_are_explained_one_after_the_other(run: Path) -> None:
+    for step in (0, 5):
+        torch.manual_seed(step + 1)
+        backbone = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+        keep_backbone(run, backbone, BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std, step))
+    backbone, info = load_backbone(run)
+    save_backbone(run, backbone, replace(info, step=9))
+    run_attribute(_config(run, methods=["gradcam"], checkpoints=True))
+    listed = json.loads((run / "attribution" / "attribution.json").read_text())
+    assert [entry["step"] for entry in listed["checkpoints"]] == [0, 0, 5, 5, 9, 9]
+    assert [entry["step"] for entry in listed["maps"]] == [9, 9]
+    first, last = (np.load((run / listed["checkpoints"][i]["file"]).with_suffix(".npy")) for i in (0, 4))
+    final = np.load((run / listed["maps"][0]["file"]).with_suffix(".npy"))
+    assert np.allclose(last, final)
+    assert not np.allclose(first, final)
+    with pytest.raises(UserError, match="fits one checkpoint only: use target=self"):
+        run_attribute(_config(run, target="probe", checkpoints=True))
+    run_attribute(_config(run, methods=["gradcam"]))
+    again = json.loads((run / "attribution" / "attribution.json").read_text())
+    assert again["checkpoints"] == listed["checkpoints"], "they stay until they are made anew"
+
+
+def test_a_run_that_kept_one_step_says_how_to_keep_more(run: Path) -> None:
+    with pytest.raises(UserError, match=r"one step only: pretrain with trainer\.keep_every=N"):
+        run_attribute(_config(run, checkpoints=True))
+    with pytest.raises(UserError, match="is no run and has no checkpoints"):
+        run_attribute(_config(run / "backbone.safetensors", output=str(run), data=DATA, checkpoints=True))
+
+
+def test_the_command_line_ends_in_a_gallery(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"run={run}", "count=2", "steps=2", "size=64", "workers=0", "accelerator=cpu"]
+    assert main(["attribute", *words]) == 0
+    gallery = run / "attribution" / "gallery.html"
+    assert capsys.readouterr().out.endswith(f"-> {gallery}\n")
+    assert gallery.read_text().count('<a class="cell') == 2 * 3
+    assert main(["attribute", *words, "checkpoints=true"]) == 2
+    assert "trainer.keep_every=N" in capsys.readouterr().err
 
 
 def test_a_second_target_adds_and_a_second_run_replaces(run: Path) -> None:

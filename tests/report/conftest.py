@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,64 @@ def write_run(folder: Path, images: int = 2, steps: int = 1000, size: int = 64) 
                 )
     (folder / "attribution" / "attribution.json").write_text(json.dumps({"maps": maps}))
     return folder
+
+
+NAMES = ["val/ring 1.jpg", "val/<b>\"quoted\" & 'so'.jpg", "val/star 3.jpg"]
+
+
+def write_maps(run: Path, photos: bool = True) -> Path:
+    """What ``heatssl attribute checkpoints=true`` leaves behind for three images of 32 pixels, two methods, a law."""
+    random = np.random.default_rng(0)
+    folder = run / "attribution"
+    folder.mkdir(parents=True)
+    listed: dict[str, list[dict[str, Any]]] = {"maps": [], "checkpoints": []}
+    for i, image in enumerate(NAMES):
+        Image.fromarray(scene(random, 32)).save(folder / f"photo_{i}.png")
+        for method, side, step in (("gradcam", 4, 90), ("integrated_gradients", 32, 90), ("gradcam", 4, 0)):
+            stem = f"{i:03d}_{method}_{step}"
+            values = random.normal(size=(side, side)).astype(np.float32)
+            np.save(folder / f"{stem}.npy", np.abs(values) if method == "gradcam" else values)
+            Image.fromarray(scene(random, 32)).save(folder / f"{stem}.png")
+            entry = {
+                "image": image,
+                "label": "" if i == 1 else CLASSES[i],
+                "photo": f"attribution/photo_{i}.png" if photos else None,
+                "method": method,
+                "target": "self: cosine to the image's own embedding",
+                "step": step,
+                "file": f"attribution/{stem}.png",
+                "brightest": 2.0,
+                "completeness_error": [0.02, 0.3, 0.001][i] if side == 32 else None,
+            }
+            if method == "gradcam" and i < 2:
+                entry["scores"] = {"deletion_auc": 0.5 - 0.1 * i}
+            listed["maps" if step else "checkpoints"].append(entry)
+    (folder / "attribution.json").write_text(json.dumps(listed))
+    small = random.integers(-127, 128, (3, 4, 4, 6)).astype(np.int8)
+    colours = random.normal(size=(3, 4, 4, 3)).astype(np.float32)
+    shares = {"colour_share": np.array([0.4, 0.2, 0.1]), "code_share": np.array(0.875)}
+    np.savez(folder / "features.npz", image=np.array(NAMES), colours=colours, codes=small, **shares)
+    visible = np.zeros((3, 4, 4), dtype=bool)
+    visible[0, :2, :2] = visible[1, :2, 2:] = visible[2, 2:, :2] = True
+    errors = {name: random.random((3, 4, 4)).astype(np.float32) for name in ("error", "error_of_mean")}
+    fields = {"seen": colours, "filled": -colours}
+    np.savez(folder / "extrapolation.npz", image=np.array(NAMES), visible=visible, **fields, **errors)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where Chromium is; a test that needs it is skipped where it is not."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("Chromium is not installed")
+    return found
+
+
+@pytest.fixture(name="write_maps", scope="session")
+def write_maps_fixture() -> Callable[..., Path]:
+    """Makes a folder of maps: ``write_maps(run, photos=True)``."""
+    return write_maps
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import torch
 
 from heatssl.config import PretrainConfig
 from heatssl.errors import UserError
-from heatssl.export import write_atomically
+from heatssl.export import kept_backbones, load_backbone, write_atomically
 from heatssl.training import pretrain
+from heatssl.training.run import build_module
 
 MakeConfig = Callable[..., PretrainConfig]
 
@@ -117,3 +118,35 @@ def test_other_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="something else"):
         write_atomically(tmp_path / "x", broken)
     assert (tmp_path / "x").read_text() == "old"
+
+
+def test_backbones_that_stay_are_sources_and_survive_a_stop(make_config: MakeConfig) -> None:
+    """Attention across checkpoints needs the weights of several steps, the untrained ones first."""
+    config = make_config(steps=6, keep_every=3, checkpoint_every=2, knn_every=0)
+    folder = pretrain(config)
+    kept = kept_backbones(folder)
+    assert {step: path.name for step, path in kept.items()} == {
+        0: "step_00000000_backbone.safetensors",
+        3: "step_00000003_backbone.safetensors",
+        6: "backbone.safetensors",
+    }
+    untrained = build_module(config).objective.backbone.state_dict()
+    first, last = (load_backbone(path)[0].state_dict() for path in (kept[0], kept[6]))
+    assert all(torch.equal(first[name], untrained[name]) for name in untrained)
+    assert not torch.equal(first["patch_embed.proj.weight"], last["patch_embed.proj.weight"])
+    assert load_backbone(kept[3])[1].step == 3
+    before = kept[3].stat().st_mtime_ns
+    (folder / "objective.safetensors").unlink()
+    pretrain(config)
+    assert kept[3].stat().st_mtime_ns == before, "a run that is done keeps what it kept"
+
+
+def test_kept_backbones_count_for_the_space_that_is_needed(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(steps=600, keep_every=1)
+    parameters = sum(p.numel() for p in build_module(config).parameters())
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=parameters * 4 * 600))
+    with pytest.raises(UserError, match="choose another output"):
+        pretrain(config)
