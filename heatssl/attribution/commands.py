@@ -44,7 +44,6 @@ class Map:
     target: str  # for people
     step: int  # optimiser steps behind the weights
     file: str  # the overlay, relative to the run folder
-    brightest: float  # magnitude that gets the brightest colour
     completeness_error: float | None
 
 
@@ -55,6 +54,7 @@ class Pictures:
     images: Tensor  # normalised (B, 3, S, S), on the device of the backbone
     names: list[str]
     labels: list[str]  # class names, "" when unknown
+    photos: Sequence[str | None] = ()  # once written: see Map.photo
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def run_attribute(config: AttributeConfig) -> Path:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     photos = _write_photos(pictures, source) if config.over_image else [None] * len(pictures.names)
-    maps = _explain_all(wish, pictures, photos, source, config)
+    pictures = replace(pictures, photos=photos)
+    maps = _explain_all(wish, pictures, source, config)
     _list_maps(folder / "attribution.json", "maps", maps)
     write_features(folder / "features.npz", source.backbone, pictures.images, pictures.names, config.batch_size)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
@@ -105,7 +106,7 @@ def run_attribute(config: AttributeConfig) -> Path:
     steps = [
         entry
         for at_step in at_each_step(source, kept)
-        for entry in _explain_all(_wish(config.target, pictures, at_step), pictures, photos, at_step, config, "_step{}")
+        for entry in _explain_all(_wish(config.target, pictures, at_step), pictures, at_step, config, "_step{}")
     ]
     if steps:
         _list_maps(folder / "attribution.json", "checkpoints", steps)
@@ -114,30 +115,18 @@ def run_attribute(config: AttributeConfig) -> Path:
 
 
 def _explain_all(
-    wish: Wish,
-    pictures: Pictures,
-    photos: Sequence[str | None],
-    source: Source,
-    config: AttributeConfig,
-    of_step: str = "",
+    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, of_step: str = ""
 ) -> list[Map]:
     """Write the maps of every method; ``of_step`` is part of their names where those of several steps lie together."""
     kind = wish.kind + of_step.format(source.info.step)
     return [
         entry
         for method in config.methods
-        for entry in _explain(method, replace(wish, kind=kind), pictures, photos, source, config)
+        for entry in _explain(method, replace(wish, kind=kind), pictures, source, config)
     ]
 
 
-def _explain(
-    method: str,
-    wish: Wish,
-    pictures: Pictures,
-    photos: Sequence[str | None],
-    source: Source,
-    config: AttributeConfig,
-) -> list[Map]:
+def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig) -> list[Map]:
     options: dict[str, Any] = {"chunk": config.batch_size}
     if method == STEPPED:
         options["steps"] = config.steps
@@ -156,12 +145,11 @@ def _explain(
             Map(
                 pictures.names[index],
                 pictures.labels[index],
-                photos[index],
+                pictures.photos[index],
                 method,
                 wish.description,
                 source.info.step,
                 file,
-                largest,
                 errors[index],
             )
         )

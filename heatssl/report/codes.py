@@ -14,6 +14,7 @@ import numpy as np
 from heatssl.report.colour import ColourMap, lookup_table
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+BRIGHTEST = 0.995  # quantile of a map's magnitudes that gets the brightest colour, as in the overlays
 LARGEST = 64  # positions along a side: finer maps are averaged over blocks
 
 
@@ -27,10 +28,15 @@ class Coded:
     block: int  # each position is the mean over so many positions of the map, squared
 
 
-def code_map(values: np.ndarray, brightest: float, name: ColourMap = "inferno") -> Coded:
-    """A map (h, w) of any sign: its magnitude from 0, dark, to ``brightest``; the codes reach over all its values."""
+def code_map(values: np.ndarray, brightest: float | None = None, name: ColourMap = "inferno") -> Coded:
+    """A map (h, w) of any sign: its magnitude from 0, dark, to ``brightest``; the codes reach over all its values.
+
+    None: only the largest half per cent of its magnitudes are brighter.
+    """
     values, block = block_means(values)
     codes, low, high = quantise(values)
+    if brightest is None:
+        brightest = float(np.quantile(np.abs(values), BRIGHTEST)) or float(np.abs(values).max())
     magnitude = np.abs(low + np.arange(256) / 255 * (high - low))
     palette = lookup_table(name)[np.rint(np.clip(magnitude / max(brightest, 1e-30), 0, 1) * 255).astype(int)]
     return Coded(png(codes, palette), [low], [high], block)

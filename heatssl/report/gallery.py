@@ -7,7 +7,7 @@ the page is a table of pictures where no script runs, and reads out values where
 import base64
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Correspondence:
 class Image:
     """What a row of any grid is headed by."""
 
-    label: str
+    label: str  # its class; the end of its name when that is unknown
     photo: str  # data URI; "" where it must not be passed on
     scores: dict[str, float]
 
@@ -103,7 +103,8 @@ def read_gallery(run: Path, listed: dict[str, Any]) -> Gallery:
     for entry in [*maps, *checkpoints]:
         photo = entry.get("photo")
         if entry["image"] not in images:
-            images[entry["image"]] = Image(entry["label"], embed(run, photo) if photo else "", {})
+            label = entry["label"] or PurePath(entry["image"]).name
+            images[entry["image"]] = Image(label, embed(run, photo) if photo else "", {})
     for entry in maps:
         aim = f"{method_name(entry['method'])}, {entry['target']}"
         images[entry["image"]].scores |= {f"{name} · {aim}": value for name, value in scores_of(entry).items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from heatssl.report.codes import Coded, code_colours, code_map
+from heatssl.report.codes import BRIGHTEST, Coded, code_colours, code_map
 from heatssl.report.pictures import inside, method_name
 from heatssl.report.run_folder import is_number
 
@@ -90,7 +90,7 @@ def checkpoint_grids(run: Path, entries: list[dict[str, Any]]) -> list[Grid]:
 def extrapolation_grid(arrays: Arrays) -> Grid:
     """Features of the whole image, what the law makes of one quarter's, and the distance between them."""
     hidden = ~arrays["visible"]
-    brightest = float(np.quantile(arrays["error"][hidden], 0.995)) if hidden.any() else 1.0
+    brightest = float(np.quantile(arrays["error"][hidden], BRIGHTEST)) if hidden.any() else 1.0
     rows: dict[str, list[Cell | None]] = {}
     for i, (image, (law, mean)) in enumerate(hidden_errors(arrays).items()):
         box = _box(arrays["visible"][i])
@@ -143,7 +143,7 @@ def _heatmap(run: Path, entry: dict[str, Any], detail: str) -> Cell | None:
     values = np.load(raw, allow_pickle=False)
     note = ", ".join(f"{name} {value:.3g}" for name, value in scores_of(entry).items())
     alt = f"{method_name(entry['method'])} of {entry['label'] or entry['image']}, {detail}"
-    return Cell(alt, code_map(values, entry["brightest"]), entry["photo"] is not None, note, file.name)
+    return Cell(alt, code_map(values), entry["photo"] is not None, note, file.name)
 
 
 def _colour_cells(features: Arrays) -> dict[str, Cell]:

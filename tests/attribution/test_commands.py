@@ -70,7 +70,6 @@ def test_the_raw_map_and_the_photo_lie_beside_the_overlay(run: Path) -> None:
         options = {"steps": 4} if entry["method"] == "integrated_gradients" else {}
         wanted = explain(backbone, image, str(entry["method"]), **options).maps[0]
         np.testing.assert_allclose(raw, wanted, rtol=1e-3, atol=1e-6)
-        assert entry["brightest"] == pytest.approx(np.quantile(np.abs(raw), 0.995))
         shown = np.asarray(Image.open(run / str(entry["photo"])))
         assert np.array_equal(shown, np.asarray(data.load(index)))
 

@@ -123,7 +123,7 @@ def write_run(folder: Path, images: int = 2, steps: int = 1000, size: int = 64) 
     return folder
 
 
-NAMES = ["val/ring 1.jpg", "val/<b>\"quoted\" & 'so'.jpg", "val/star 3.jpg"]
+NAMES = ["val/ring 1.jpg", "val/<b>\"quoted\" & 'so'" + "_and_long" * 9 + ".jpg", "val/star 3.jpg"]
 
 
 def write_maps(run: Path, photos: bool = True) -> Path:
@@ -147,7 +147,6 @@ def write_maps(run: Path, photos: bool = True) -> Path:
                 "target": "self: cosine to the image's own embedding",
                 "step": step,
                 "file": f"attribution/{stem}.png",
-                "brightest": 2.0,
                 "completeness_error": [0.02, 0.3, 0.001][i] if side == 32 else None,
             }
             if method == "gradcam" and i < 2:

@@ -50,6 +50,15 @@ def test_a_viewer_without_a_script_shows_the_magnitude_in_our_colours(name: str)
     assert (shown <= wanted.max(axis=0) + 3).all()
 
 
+def test_a_fine_map_is_as_bright_as_a_coarse_one() -> None:
+    """Means over blocks are smaller than the pixels: by the pixels' largest they would all be dark."""
+    for side in (LARGEST, 4 * LARGEST):
+        coded = code_map(np.random.default_rng(4).normal(size=(side, side)))
+        shown = np.asarray(Image.open(io.BytesIO(_file(coded.source))).convert("RGB"))
+        brightest = (shown == colourise(np.ones((1, 1)), 0, 1)).all(axis=2)
+        assert 0.004 < brightest.mean() < 0.012
+
+
 def test_rows_are_unfiltered_as_the_script_expects() -> None:
     """gallery.js skips one byte a row and takes the others for codes."""
     values = MAPS["signed"]

@@ -70,11 +70,14 @@ def test_nothing_is_fetched_and_the_browser_would_refuse_to(write_maps: Make, tm
 
 
 def test_file_names_cannot_break_out_of_the_page(write_maps: Make, tmp_path: Path) -> None:
-    page = write_gallery(write_maps(tmp_path / "<i>run</i>")).read_text()
+    folder = write_maps(tmp_path / "<i>run")
+    page = write_gallery(folder).read_text()
     assert '<b>"quoted' not in page
     assert "<i>run" not in page
+    assert "<h1>&lt;i&gt;run</h1>" in page
     tags = Tags(page)
-    name = "val/<b>\"quoted\" & 'so'.jpg"
+    name = json.loads((folder / "attribution.json").read_text())["maps"][2]["image"]
+    assert name.startswith("val/<b>\"quoted\" & 'so'")
     assert [row.get("data-image") for row in tags.all("tr")].count(name) == 3
     assert name in "".join(tags.text)
     (facts,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', page)
