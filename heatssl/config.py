@@ -191,7 +191,7 @@ class EvaluateConfig:
 
 @dataclass
 class AttributeConfig(EvaluationConfig):
-    """``heatssl attribute``: heatmaps as PNG overlays."""
+    """``heatssl attribute``: heatmaps, as PNG overlays and as a page."""
 
     methods: list[str] = field(default_factory=lambda: ["gradcam", "integrated_gradients"])
     target: str = "self"  # self, probe (the label's logit), a class name, or the path of a second image

@@ -70,11 +70,14 @@ def keep_backbone(run: Path, backbone: nn.Module, info: BackboneInfo) -> None:
 
 
 def kept_backbones(run: Path) -> dict[int, Path]:
-    """Step -> weights, ascending: those of :func:`keep_backbone`, the best ones and the last ones."""
+    """Step -> weights, ascending: those of :func:`keep_backbone`, the best ones and the last ones.
+
+    Raises:
+        UserError: when one is damaged.
+    """
     files = [*run.glob("checkpoints/step_*_backbone.safetensors"), *run.glob("*backbone.safetensors")]
-    described = {path: _description(path) for path in files}
-    steps = {info.step: path for path, info in described.items() if info is not None}
-    return dict(sorted(steps.items()))
+    by_step = {_described_by(path).step: path for path in files}
+    return dict(sorted(by_step.items()))
 
 
 def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heatssl.report.colour import ColourMap, lookup_table
+from heatssl.report.colour import lookup_table
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BRIGHTEST = 0.995  # quantile of a map's magnitudes that gets the brightest colour, as in the overlays
@@ -28,7 +28,7 @@ class Coded:
     block: int  # each position is the mean over so many positions of the map, squared
 
 
-def code_map(values: np.ndarray, brightest: float | None = None, name: ColourMap = "inferno") -> Coded:
+def code_map(values: np.ndarray, brightest: float | None = None) -> Coded:
     """A map (h, w) of any sign: its magnitude from 0, dark, to ``brightest``; the codes reach over all its values.
 
     None: only the largest half per cent of its magnitudes are brighter.
@@ -38,7 +38,7 @@ def code_map(values: np.ndarray, brightest: float | None = None, name: ColourMap
     if brightest is None:
         brightest = float(np.quantile(np.abs(values), BRIGHTEST)) or float(np.abs(values).max())
     magnitude = np.abs(low + np.arange(256) / 255 * (high - low))
-    palette = lookup_table(name)[np.rint(np.clip(magnitude / max(brightest, 1e-30), 0, 1) * 255).astype(int)]
+    palette = lookup_table("inferno")[np.rint(np.clip(magnitude / max(brightest, 1e-30), 0, 1) * 255).astype(int)]
     return Coded(png(codes, palette), [low], [high], block)
 
 

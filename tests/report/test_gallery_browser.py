@@ -1,4 +1,4 @@
-"""The gallery in a real Chromium, driven by real keys and pointers: it reads values, sorts, finds, and fits a phone."""
+"""The gallery in a real Chromium, driven by real keys and pointers: it reads values, sorts, finds, fits a phone."""
 
 import itertools
 import json

@@ -139,6 +139,9 @@ def test_backbones_that_stay_are_sources_and_survive_a_stop(make_config: MakeCon
     (folder / "objective.safetensors").unlink()
     pretrain(config)
     assert kept[3].stat().st_mtime_ns == before, "a run that is done keeps what it kept"
+    kept[3].write_bytes(b"half")
+    with pytest.raises(UserError, match=r"step_00000003_backbone\.safetensors is damaged"):
+        kept_backbones(folder)
 
 
 def test_kept_backbones_count_for_the_space_that_is_needed(
