@@ -40,7 +40,8 @@ def attribute(
         method: name of a file of ``heatssl.attribution.methods``: ``gradcam`` or ``integrated_gradients``.
         target: ``"self"``: cosine to the image's own pooled embedding; an int, or integer Tensor (B,): class
             logit of ``probe`` or of the model's own classifier; a floating Tensor (C,) or (B, C): cosine to
-            an embedding.
+            an embedding; ``"margin"``, ``"entropy"``, ``"channel:N"``, or what a function of
+            :mod:`heatssl.attribution.targets` returned: ``region(...)``, ``neighbours(...)``, ...
         size: ``input``: maps as large as the images (a coarse map is interpolated); ``map``: as large as the
             feature map (a fine map is summed over each of its positions, so that its total stays).
         normalize: magnitude, scaled so that the largest of each image is 1; an empty map stays zero. False:
