@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import Any, Literal
@@ -59,7 +60,7 @@ def attribute(
     if size not in ("input", "map"):
         raise UserError(f"size must be 'input' or 'map', not {size!r}")
     maps = explain(model, images, method, target, probe=probe, **options).maps
-    maps = _enlarge(maps, images) if size == "input" else _reduce(maps, model, images)
+    maps = enlarge(maps, images) if size == "input" else _reduce(maps, model, images)
     return to_unit(maps) if normalize else maps
 
 
@@ -109,6 +110,12 @@ def find_method(name: str) -> Method:
     return method
 
 
+def method_options(name: str, chunk: int, steps: int) -> dict[str, Any]:
+    """Of the two, those that a method takes."""
+    taken = inspect.signature(find_method(name)).parameters
+    return {key: value for key, value in (("chunk", chunk), ("steps", steps)) if key in taken}
+
+
 def to_unit(maps: Tensor) -> Tensor:
     """Magnitude, the largest of each image scaled to 1: (B, H, W) -> (B, H, W) in [0, 1]."""
     magnitude = maps.abs()
@@ -116,7 +123,8 @@ def to_unit(maps: Tensor) -> Tensor:
     return torch.where(largest > 0, magnitude / largest, torch.zeros_like(magnitude))
 
 
-def _enlarge(maps: Tensor, images: Tensor) -> Tensor:
+def enlarge(maps: Tensor, images: Tensor) -> Tensor:
+    """Maps (B, h, w) as large as images (B, 3, H, W), bilinear."""
     if maps.shape[1:] == images.shape[2:]:
         return maps
     return F.interpolate(maps[:, None], size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
