@@ -1,6 +1,7 @@
 """``heatssl attribute``: heatmaps of a run's images as PNG overlays, and a list of them."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _scored(maps: list[Map], wish: Wish, given: Pictures | None, source: Source,
     write_scores(source.output / "attribution", rows)
     print(markdown(rows) + "\n", flush=True)
     return [
-        replace(entry, scores={name: value for name, value in found.items() if value == value})  # noqa: PLR0124 (nan)
+        replace(entry, scores={name: value for name, value in found.items() if not math.isnan(value)})
         if (found := per_image.get((entry.method, entry.image)))
         else entry
         for entry in maps

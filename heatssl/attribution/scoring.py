@@ -1,6 +1,7 @@
 """``heatssl attribute score=true``: methods and scores over all images of a split, a batch at a time."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ def measure_scores(
     about = _about(wish, images, source, config)
     rows = []
     for method, name in itertools.product(methods, names):
-        known = [found[name] for (of, _), found in per_image.items() if of == method and name in found]
+        scored = [found[name] for (of, _), found in per_image.items() if of == method and name in found]
+        known = [value for value in scored if not math.isnan(value)]
         if known:
             masks = images.masks if SCORES[name].masks else ""
             rows.append(_row(method, name, known, seconds[method], about | {"masks": masks}))
@@ -127,16 +129,15 @@ def _about(wish: Wish, images: _Images, source: Source, config: AttributeConfig)
 
 
 def _row(method: str, name: str, values: list[float], seconds: float, about: dict[str, object]) -> Row:
-    known = [value for value in values if value == value]  # noqa: PLR0124 (nan)
-    low, high = bootstrap_interval(known)
+    low, high = bootstrap_interval(values)
     return Row(
         method=method,
         score=name,
-        mean=float(np.mean(known)) if known else float("nan"),
+        mean=float(np.mean(values)),
         low=low,
         high=high,
         better=SCORES[name].better,
-        images=len(known),
+        images=len(values),
         seconds=round(seconds, 1),
         protocol=SCORES[name].protocol,
         **about,  # type: ignore[arg-type]

@@ -185,6 +185,13 @@ def test_a_mask_that_does_not_fit_is_named(run: Path, masked: Path) -> None:
         run_attribute(config(run, data=DataConfig("folder", str(masked))))
 
 
+def test_where_no_image_shows_the_object_there_is_no_number(run: Path, masked: Path) -> None:
+    """NaN would make the JSON unreadable for others."""
+    run_attribute(config(run, data=DataConfig("folder", str(masked)), objects=[7], scores=["energy", "deletion"]))
+    assert {name for _, name in rows_of(run)} == {"deletion"}
+    assert "NaN" not in (run / "attribution" / "attribution.json").read_text()
+
+
 def test_from_python_one_batch_at_a_time(small_vit: Create, images: Tensor) -> None:
     model = small_vit(num_classes=5)
     found = score(model, images, "integrated_gradients", 2, ["completeness", "deletion"], steps=3)

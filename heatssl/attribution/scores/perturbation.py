@@ -145,7 +145,7 @@ def infidelity(
     """
     batch, hidden = len(images), baseline_of(images, baseline)
     masks = masks.to(images)
-    predicted = torch.einsum("shw,bhw->bs", masks, maps.to(images).float())
+    predicted = torch.einsum("shw,bhw->bs", masks.float(), maps.to(images.device).float())
     every = torch.arange(batch, device=images.device)
     whole = torch.cat([target(images[owner], owner).float() for owner in every.split(chunk)])
     fall = torch.empty_like(predicted)

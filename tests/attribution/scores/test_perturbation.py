@@ -151,3 +151,17 @@ def test_maps_of_another_size_are_refused(linear: tuple[Linear, Tensor, Tensor])
     target, images, shares = linear
     with pytest.raises(UserError, match="maps must be"):
         deletion(target, images, shares[:, :2])
+
+
+def test_half_precision_is_close_to_single(small_vit: Create, images: Tensor) -> None:
+    model = small_vit(num_classes=4)
+    maps = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    masks = random_squares(5, 32, 32)
+    single = [make_target(model, images, 2), images]
+    half = [make_target(model.to(torch.bfloat16), images.bfloat16(), 2), images.bfloat16()]
+    found = [deletion(*half, maps.bfloat16()), infidelity(*half, maps.bfloat16(), masks)]
+    assert all(values.dtype == torch.float32 for values in found)
+    model.float()
+    expected = [deletion(*single, maps), infidelity(*single, maps, masks)]
+    torch.testing.assert_close(found[0], expected[0], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found[1], expected[1], rtol=0.2, atol=0.02)
