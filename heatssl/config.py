@@ -191,16 +191,22 @@ class EvaluateConfig:
 
 @dataclass
 class AttributeConfig(EvaluationConfig):
-    """``heatssl attribute``: heatmaps, as PNG overlays and as a page."""
+    """``heatssl attribute``: heatmaps, as PNG overlays and as a page, and their scores."""
 
     methods: list[str] = field(default_factory=lambda: ["gradcam", "integrated_gradients"])
-    target: str = "self"  # self, probe (the label's logit), a class name, or the path of a second image
-    images: list[str] = field(default_factory=list)  # image files; empty: `count` of val, spread over classes
+    target: str = "self"  # probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, a second image
+    images: list[str] = field(default_factory=list)  # files and folders; empty: `count` of `split`, spread over classes
+    split: str = "val"  # or train, to choose settings on
     count: int = 8
     steps: int = 32  # integrated gradients: points on the path
     checkpoints: bool = False  # also by the weights that the run has kept on its way, see trainer.keep_every
     size: int = 256  # pixels of the written overlays
     over_image: bool = True  # false: the heat alone, for images that must not be passed on
+    score: bool = False  # also score the methods, over all images of `split`, or over `images`
+    scores: list[str] = field(default_factory=list)  # which; empty: the quick ones; all: see docs/attribution_scores.md
+    score_count: int | None = None  # images of `split` that are scored, those shown among them; null: all
+    objects: list[int] = field(default_factory=lambda: [1])  # values of masks that are the object
+    ignore: list[int] = field(default_factory=list)  # values of masks that count nowhere
 
 
 @dataclass

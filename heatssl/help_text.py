@@ -55,7 +55,9 @@ EXAMPLES = {
     ],
     "attribute": [
         "heatssl attribute run=runs/demo",
-        "heatssl attribute run=runs/demo methods=[gradcam] images=[cat.jpg,dog.jpg] target=cat.jpg",
+        "heatssl attribute cat.jpg photographs/ run=runs/demo methods=[gradcam] target=cat.jpg",
+        "heatssl attribute cat.jpg --model timm:vit_small_patch16_224.dino",
+        "heatssl attribute run=runs/demo data=tar data.root=pets-trimap.tar ignore=[3] score=true",
         "heatssl attribute run=runs/demo checkpoints=true",
     ],
     "report": ["heatssl report run=runs/demo"],

@@ -5,11 +5,13 @@ list of things, these may stand there as they are.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+from heatssl.config import SCHEMAS, PretrainConfig, setting_types
 from heatssl.errors import UserError
 
 LISTS = {"evaluate": "sources", "attribute": "images"}  # what plain words are, by command
+SAME = {"attribute": {"model": "run"}}  # other names of settings, by command
 _SETTING = re.compile(r"\+{0,2}~?[a-z_][a-z_0-9.]*=")
 
 
@@ -20,14 +22,18 @@ def settings(command: str, words: Iterable[str]) -> list[str]:
         UserError: on an option without a value, or a plain word where the command takes none.
     """
     found, plain = [], []
-    rest = iter(words)
-    for word in rest:
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         if word.startswith("--"):
-            found.append(_option(command, word, rest))
+            found.append(_renamed(command, _option(command, word, rest)))
         elif _SETTING.match(word):
-            found.append(word)
+            found.append(_renamed(command, word))
         else:
             plain.append(word)
+    for other, name in SAME.get(command, {}).items():
+        if sum(setting.startswith(f"{name}=") for setting in found) > 1:
+            raise UserError(f"{other} and {name} name the same thing, once is enough")
     if not plain:
         return found
     if command not in LISTS:
@@ -37,15 +43,23 @@ def settings(command: str, words: Iterable[str]) -> list[str]:
     return [*found, f"{LISTS[command]}=[{','.join(map(_quoted, plain))}]"]
 
 
-def _option(command: str, word: str, rest: Iterator[str]) -> str:
-    """``--learning-rate 0.1`` is ``learning_rate=0.1``."""
+def _option(command: str, word: str, rest: list[str]) -> str:
+    """``--learning-rate 0.1`` is ``learning_rate=0.1``, ``--score`` is ``score=true``; takes its value off ``rest``."""
     name, equals, value = word.removeprefix("--").partition("=")
-    if not equals:
-        following = next(rest, None)
-        if following is None:
-            raise UserError(f"--{name} needs a value; see heatssl {command} --help")
-        value = following
-    return f"{name.replace('-', '_')}={value}"
+    name = name.replace("-", "_")
+    if equals:
+        return f"{name}={value}"
+    flag = setting_types(SCHEMAS.get(command, PretrainConfig)).get(name) is bool
+    if flag and rest[:1] not in (["true"], ["false"]):
+        return f"{name}=true"
+    if not rest:
+        raise UserError(f"--{name} needs a value; see heatssl {command} --help")
+    return f"{name}={rest.pop(0)}"
+
+
+def _renamed(command: str, setting: str) -> str:
+    name, equals, value = setting.partition("=")
+    return f"{SAME.get(command, {}).get(name, name)}{equals}{value}"
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,9 @@ from heatssl.words import settings
         (["seed=1", "data=folder"], ["seed=1", "data=folder"]),
         (["--seed", "1", "--batch-size=32"], ["seed=1", "batch_size=32"]),
         (["--data.root", "a b"], ["data.root=a b"]),
+        (["--random-init", "false", "--seed", "1"], ["random_init=false", "seed=1"]),
+        (["--random-init", "--seed", "1"], ["random_init=true", "seed=1"]),
+        (["--random-init"], ["random_init=true"]),
         (["+objective.law=copy", "~backbone_arguments.depth="], ["+objective.law=copy", "~backbone_arguments.depth="]),
         ([], []),
     ],
@@ -23,6 +26,13 @@ def test_options_are_settings(words, expected):
 
 def test_plain_words_are_the_list_that_a_command_is_about():
     assert settings("evaluate", ["a", "--suite", "full", "b"]) == ["suite=full", "sources=['a','b']"]
+
+
+def test_a_model_is_what_runs_are_elsewhere():
+    wanted = ["score=true", "run=timm:vit_small_patch16_224", "images=['cat.jpg']"]
+    assert settings("attribute", ["cat.jpg", "--score", "--model", "timm:vit_small_patch16_224"]) == wanted
+    with pytest.raises(UserError, match="name the same thing"):
+        settings("attribute", ["--model", "timm:a", "run=b"])
 
 
 @pytest.mark.parametrize("name", ["runs/a", "timm:vit_small_patch16_224.dino?random", "it's, [odd] {path}", "~b"])

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import Any, Literal
@@ -40,7 +41,8 @@ def attribute(
         method: name of a file of ``heatssl.attribution.methods``: ``gradcam`` or ``integrated_gradients``.
         target: ``"self"``: cosine to the image's own pooled embedding; an int, or integer Tensor (B,): class
             logit of ``probe`` or of the model's own classifier; a floating Tensor (C,) or (B, C): cosine to
-            an embedding.
+            an embedding; ``"margin"``, ``"entropy"``, ``"channel:N"``, or what a function of
+            :mod:`heatssl.attribution.targets` returned: ``region(...)``, ``neighbours(...)``, ...
         size: ``input``: maps as large as the images (a coarse map is interpolated); ``map``: as large as the
             feature map (a fine map is summed over each of its positions, so that its total stays).
         normalize: magnitude, scaled so that the largest of each image is 1; an empty map stays zero. False:
@@ -58,7 +60,7 @@ def attribute(
     if size not in ("input", "map"):
         raise UserError(f"size must be 'input' or 'map', not {size!r}")
     maps = explain(model, images, method, target, probe=probe, **options).maps
-    maps = _enlarge(maps, images) if size == "input" else _reduce(maps, model, images)
+    maps = enlarge(maps, images) if size == "input" else _reduce(maps, model, images)
     return to_unit(maps) if normalize else maps
 
 
@@ -108,6 +110,12 @@ def find_method(name: str) -> Method:
     return method
 
 
+def method_options(name: str, chunk: int, steps: int) -> dict[str, Any]:
+    """Of the two, those that a method takes."""
+    taken = inspect.signature(find_method(name)).parameters
+    return {key: value for key, value in (("chunk", chunk), ("steps", steps)) if key in taken}
+
+
 def to_unit(maps: Tensor) -> Tensor:
     """Magnitude, the largest of each image scaled to 1: (B, H, W) -> (B, H, W) in [0, 1]."""
     magnitude = maps.abs()
@@ -115,7 +123,8 @@ def to_unit(maps: Tensor) -> Tensor:
     return torch.where(largest > 0, magnitude / largest, torch.zeros_like(magnitude))
 
 
-def _enlarge(maps: Tensor, images: Tensor) -> Tensor:
+def enlarge(maps: Tensor, images: Tensor) -> Tensor:
+    """Maps (B, h, w) as large as images (B, 3, H, W), bilinear."""
     if maps.shape[1:] == images.shape[2:]:
         return maps
     return F.interpolate(maps[:, None], size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]

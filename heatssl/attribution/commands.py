@@ -1,36 +1,29 @@
-"""``heatssl attribute``: heatmaps of a run's images, as arrays and as PNG overlays, and a list of them."""
+"""``heatssl attribute``: heatmaps of images as arrays and PNG overlays, a list of them, and their scores."""
 
-import difflib
-import hashlib
 import json
-from collections.abc import Sequence
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from heatssl.attribution.attribute import explain, find_method
+from heatssl.attribution.attribute import explain, find_method, method_options
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
 from heatssl.attribution.extrapolation import write_extrapolation
 from heatssl.attribution.features import write_features
 from heatssl.attribution.overlay import overlay
-from heatssl.attribution.targets import embed
+from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels, write_photos
+from heatssl.attribution.score_table import markdown, write_scores
+from heatssl.attribution.scoring import measure_scores
+from heatssl.attribution.target_setting import Wish, read_target
 from heatssl.config import AttributeConfig
-from heatssl.data import balanced_subset, denormalise, eval_loader, normalise, open_split
-from heatssl.data.crop import centre_crop
-from heatssl.data.decode import decode
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation import LinearProbe, load_probe
-from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.evaluation.source import Source, open_source
 from heatssl.export import disk_errors, write_atomically
 
 BRIGHTEST = 0.995  # quantile of a map that gets the brightest colour: one hot pixel must not darken the rest
-STEPPED = "integrated_gradients"  # the method that takes config.steps and reports a completeness error
 
 
 @dataclass(frozen=True)
@@ -45,26 +38,7 @@ class Map:
     step: int  # optimiser steps behind the weights
     file: str  # the overlay, relative to the run folder
     completeness_error: float | None
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The images to explain."""
-
-    images: Tensor  # normalised (B, 3, S, S), on the device of the backbone
-    names: list[str]
-    labels: list[str]  # class names, "" when unknown
-    photos: Sequence[str | None] = ()  # once written: see Map.photo
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the setting ``target`` stands for."""
-
-    kind: str  # part of the file names: self, probe, class or image
-    description: str
-    value: str | Tensor
-    probe: LinearProbe | None = None
+    scores: dict[str, float] | None = None  # of this map, where it was among those scored
 
 
 @permission_errors()
@@ -87,18 +61,20 @@ def run_attribute(config: AttributeConfig) -> Path:
     if config.count < 1 or config.steps < 1 or config.size < 16:
         raise UserError("count and steps must be at least 1 and size at least 16 pixels")
     kept = check_checkpoints(config.run) if config.checkpoints else {}
-    source = open_source(config)
+    source = open_source(config, needs_data=not config.images)
     source.backbone.to(source.device).eval()
-    pictures = _given_pictures(config.images, source) if config.images else _pictures_of_val(config, source)
-    wish = _wish(config.target, pictures, source)
+    pictures = given_pictures(config.images, source) if config.images else pictures_of_split(config, source)
+    wish = read_target(config, source)
     if kept and wish.probe is not None:
         raise UserError(f"target={config.target} needs a probe, which fits one checkpoint only: use target=self")
     folder = source.output / "attribution"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    photos = _write_photos(pictures, source) if config.over_image else [None] * len(pictures.names)
-    pictures = replace(pictures, photos=photos)
+    if config.over_image:
+        pictures = replace(pictures, photos=write_photos(folder, pictures, source.data))
     maps = _explain_all(wish, pictures, source, config)
+    if config.score or config.scores:
+        maps = _scored(maps, wish, pictures if config.images else None, source, config)
     _list_maps(folder / "attribution.json", "maps", maps)
     write_features(folder / "features.npz", source.backbone, pictures.images, pictures.names, config.batch_size)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
@@ -106,7 +82,7 @@ def run_attribute(config: AttributeConfig) -> Path:
     steps = [
         entry
         for at_step in at_each_step(source, kept)
-        for entry in _explain_all(_wish(config.target, pictures, at_step), pictures, at_step, config, "_step{}")
+        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, "_step{}")
     ]
     if steps:
         _list_maps(folder / "attribution.json", "checkpoints", steps)
@@ -127,13 +103,12 @@ def _explain_all(
 
 
 def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig) -> list[Map]:
-    options: dict[str, Any] = {"chunk": config.batch_size}
-    if method == STEPPED:
-        options["steps"] = config.steps
-    found = explain(source.backbone, pictures.images, method, wish.value, probe=wish.probe, **options)
+    options = method_options(method, config.batch_size, config.steps)
+    found = explain(source.backbone, pictures.images, method, wish.of(pictures), probe=wish.probe, **options)
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
+    shown = pixels(pictures.images, source.data)
     entries = []
-    for index, (image, raw) in enumerate(zip(_pixels(pictures, source), found.maps.float().cpu().numpy(), strict=True)):
+    for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
         magnitude = np.abs(raw)
         largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
         file = f"attribution/{index:03d}_{method}_{wish.kind}.png"
@@ -145,7 +120,7 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
             Map(
                 pictures.names[index],
                 pictures.labels[index],
-                pictures.photos[index],
+                pictures.photos[index] if pictures.photos else None,
                 method,
                 wish.description,
                 source.info.step,
@@ -156,21 +131,17 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
     return entries
 
 
-def _write_photos(pictures: Pictures, source: Source) -> list[str | None]:
-    """Each image as the backbone is shown it, named by its content: commands on other images leave it alone."""
-    files: list[str | None] = []
-    for pixels in _pixels(pictures, source):
-        file = f"attribution/photo_{hashlib.sha256(pixels.tobytes()).hexdigest()[:12]}.png"
-        _write_picture(source.output / file, Image.fromarray(pixels))
-        files.append(file)
-    return files
-
-
-def _pixels(pictures: Pictures, source: Source) -> NDArray[np.uint8]:
-    """(B, S, S, 3)."""
-    shown = (255 * denormalise(pictures.images, source.data)).round().byte().permute(0, 2, 3, 1)
-    pixels: NDArray[np.uint8] = shown.contiguous().cpu().numpy()
-    return pixels
+def _scored(maps: list[Map], wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig) -> list[Map]:
+    """Write and print the table of scores; the maps with those of their own."""
+    rows, per_image = measure_scores(wish, given, source, config)
+    write_scores(source.output / "attribution", rows)
+    print(markdown(rows) + "\n", flush=True)
+    return [
+        replace(entry, scores={name: value for name, value in found.items() if not math.isnan(value)})
+        if (found := per_image.get((entry.method, entry.image)))
+        else entry
+        for entry in maps
+    ]
 
 
 def _write_picture(path: Path, picture: Image.Image) -> None:
@@ -179,80 +150,6 @@ def _write_picture(path: Path, picture: Image.Image) -> None:
 
 def _write_array(path: Path, array: NDArray[np.float32]) -> None:
     write_atomically(path, lambda file: np.save(file, array))
-
-
-# ---- which images
-
-
-def _pictures_of_val(config: AttributeConfig, source: Source) -> Pictures:
-    """``count`` readable images of val, spread over its classes."""
-    val = open_split(source.data, "val")
-    chosen = balanced_subset(val, config.count, config.seed)
-    # So few images are read faster without starting workers.
-    loader = eval_loader(chosen, replace(source.data, workers=0), batch_size=config.count)
-    (batch,) = loader
-    if not len(batch.images):
-        raise UserError(
-            f"none of the chosen images can be read, the first is {batch.bad[0]}: choose others with images=[...]"
-        )
-    names = [chosen.name(index) for index in batch.indices.tolist()]
-    labels = [val.classes[label] for label in batch.labels.tolist()]
-    return Pictures(normalise(batch.images.to(source.device), source.data), names, labels)
-
-
-def _given_pictures(paths: Sequence[str], source: Source) -> Pictures:
-    """Image files, cropped and scaled like those of val."""
-    return Pictures(
-        torch.cat([_read(path, source) for path in paths]), [str(path) for path in paths], [""] * len(paths)
-    )
-
-
-def _read(path: str, source: Source) -> Tensor:
-    """One image file -> normalised (1, 3, S, S)."""
-    try:
-        image = decode(Path(path).read_bytes())
-    except Exception as error:
-        raise UserError(f"image {path} cannot be read ({error}): give the path of a JPEG or PNG file") from error
-    pixels = centre_crop(image, source.data.image_size)[None]
-    return normalise(pixels.to(source.device), source.data)
-
-
-# ---- which target
-
-
-def _wish(target: str, pictures: Pictures, source: Source) -> Wish:
-    if target == "self":
-        return Wish("self", "self: cosine to the image's own embedding", "self")
-    file = source.output / "probe.safetensors"
-    if target != "probe" and Path(target).is_file():
-        with torch.no_grad():
-            reference = embed(source.backbone, _read(target, source))[0]
-        return Wish("image", f"image: cosine to the embedding of {Path(target).name}", reference)
-    if target != "probe" and not file.exists():
-        raise UserError(
-            f"target={target} is no file, and classes need a probe: "
-            f"run `heatssl probe run={source.name}` first, or use target=self"
-        )
-    probe, classes = load_probe(file, fingerprint(source.backbone))
-    probe = probe.to(source.device)
-    if target == "probe":
-        return Wish("probe", "probe: logit of the image's class", _labels(pictures, classes, probe, source), probe)
-    if target not in classes:
-        nearest = difflib.get_close_matches(target, classes, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"target={target} is neither a file nor a class: did you mean {nearest!r}? Or use self or probe"
-        )
-    label = torch.full((len(pictures.names),), classes.index(target), device=source.device)
-    return Wish(f"class{classes.index(target)}", f"probe: logit of {target}", label, probe)
-
-
-def _labels(pictures: Pictures, classes: list[str], probe: LinearProbe, source: Source) -> Tensor:
-    """The known class of each image, else the one that the probe predicts: (B,)."""
-    with torch.no_grad():
-        predicted = probe.logits(embed(source.backbone, pictures.images)).argmax(dim=1).tolist()
-    known = [classes.index(label) if label in classes else None for label in pictures.labels]
-    chosen = [guess if index is None else index for index, guess in zip(known, predicted, strict=True)]
-    return torch.tensor(chosen, device=source.device)
 
 
 # ---- what is told

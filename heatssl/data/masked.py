@@ -123,13 +123,23 @@ class _FolderFiles:
         return (self.base / self.paths[i]).read_bytes()
 
 
+def has_masks(config: DataConfig, split: Split) -> bool:
+    """Whether there is any mask in a split, as far as the layout says; see :func:`open_masked` for the rest."""
+    if config.name == "tar":
+        return bool(_entries(tar.existing(root_of(config.root, "tar")), split, "masks"))
+    if config.name == "folder":
+        return (folder.existing(root_of(config.root, "folder")) / "masks" / split).is_dir()
+    return config.name == "shapes"
+
+
+def _entries(path: Path, split: Split, below: str) -> list[tar.Entry]:
+    stat = path.stat()
+    return tar.index_of(path, (stat.st_size, stat.st_mtime_ns), below)[split]
+
+
 def _in_tar(root: str, split: Split) -> Masked:
     path = tar.existing(root)
-    stat = path.stat()
-    version = stat.st_size, stat.st_mtime_ns
-    images, masks = (
-        {entry.path: entry for entry in tar.index_of(path, version, below)[split]} for below in ("", "masks")
-    )
+    images, masks = ({entry.path: entry for entry in _entries(path, split, below)} for below in ("", "masks"))
     pairs = _pairs(f"{path}:", split, list(images), list(masks))
     reader = tar.Reader(path)
     return Masked(

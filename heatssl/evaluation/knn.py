@@ -53,7 +53,7 @@ def knn_accuracy(
     labels, train_class = train_y.unique(return_inverse=True)
     right = 0
     for queries, wanted in zip(test_x.split(query_chunk), test_y.split(query_chunk), strict=True):
-        similarity, neighbour = _nearest(F.normalize(queries.float(), dim=1), train_x, k, bank_chunk)
+        similarity, neighbour = nearest(F.normalize(queries.float(), dim=1), train_x, k, bank_chunk)
         if temperature is None:
             votes = torch.ones_like(similarity)
         else:
@@ -64,7 +64,7 @@ def knn_accuracy(
     return right / len(test_x)
 
 
-def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, bank: Tensor, k: int, chunk: int = 16384) -> tuple[Tensor, Tensor]:
     """Cosine and index of each query's k nearest rows of the bank: unit (M, C), (N, C) -> (M, k), (M, k)."""
     similarity = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)

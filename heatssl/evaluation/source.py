@@ -50,8 +50,13 @@ class Source:
             return create_backbone(self.info.name, self.info.image_size, **self.info.arguments).eval()
 
 
-def open_source(config: EvaluationConfig) -> Source:
+def open_source(config: EvaluationConfig, needs_data: bool = True) -> Source:
     """Load the weights and find the images, before anything costs time.
+
+    Args:
+        config: which weights and images.
+        needs_data: False: the images come from elsewhere. Weights outside a run then need neither data nor output:
+            results go to ``runs/NAME``.
 
     Raises:
         UserError: when the weights cannot be loaded, or a source outside a run leaves data or output open.
@@ -59,6 +64,8 @@ def open_source(config: EvaluationConfig) -> Source:
     backbone, info = load_backbone(config.run)
     folder = run_folder(config.run) if is_run(config.run) else None
     data = config.data
+    if data is None and folder is None and not needs_data:
+        data = DataConfig()
     if data is None:
         if folder is None:
             raise UserError(f"{config.run} has no images of its own: choose some with data=folder data.root=PATH")
@@ -72,6 +79,8 @@ def open_source(config: EvaluationConfig) -> Source:
         workers=config.workers,
     )
     output = Path(config.output) if config.output else folder
+    if output is None and not needs_data:
+        output = Path("runs") / info.name.replace("/", "_").replace(":", "_")
     if output is None:
         raise UserError(f"{config.run} has no folder for results: give one with output=FOLDER")
     return Source(config.run, backbone, info, data, choose_device(config.accelerator), output)

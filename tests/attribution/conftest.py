@@ -1,6 +1,7 @@
-"""Small models of both families, with and without classifier."""
+"""Small models of both families, with and without classifier, and a run folder."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from heatssl.backbones import create_backbone
+from heatssl.config import DataConfig, PretrainConfig
+from heatssl.config_file import save_config
+from heatssl.data import open_split
+from heatssl.evaluation import LinearProbe, save_probe
+from heatssl.evaluation.source import fingerprint
+from heatssl.export import BackboneInfo, save_backbone
+
 Create = Callable[..., nn.Module]
+ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
+DATA = DataConfig(image_size=32, train_size=20, val_size=20, workers=0)
 
 
 def _small_vit(**arguments: Any) -> nn.Module:
@@ -51,3 +62,15 @@ def create(request: pytest.FixtureRequest) -> Create:
 def images() -> Tensor:
     """Three normalised images (3, 3, 32, 32)."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """An untrained run with a probe that was never trained either."""
+    torch.manual_seed(0)
+    backbone = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+    save_backbone(tmp_path, backbone, BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std))
+    save_config(PretrainConfig(data=DATA, backbone_arguments=dict(ARGUMENTS)), tmp_path / "config.yaml")
+    probe = LinearProbe(torch.randn(10, 24), torch.zeros(10), torch.zeros(24), torch.ones(24))
+    save_probe(tmp_path / "probe.safetensors", probe, open_split(DATA, "val").classes, fingerprint(backbone))
+    return tmp_path

@@ -13,28 +13,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor as to_tensor
 from heatssl.attribution import explain, run_attribute
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
-from heatssl.config import AttributeConfig, DataConfig, PretrainConfig
-from heatssl.config_file import save_config
+from heatssl.config import AttributeConfig, DataConfig
 from heatssl.data import normalise, open_split
 from heatssl.errors import UserError
-from heatssl.evaluation import LinearProbe, save_probe
-from heatssl.evaluation.source import fingerprint
 from heatssl.export import BackboneInfo, keep_backbone, load_backbone, save_backbone
 
 ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 DATA = DataConfig(image_size=32, train_size=20, val_size=20, workers=0)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """An untrained run with a probe that was never trained either."""
-    torch.manual_seed(0)
-    backbone = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
-    save_backbone(tmp_path, backbone, BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std))
-    save_config(PretrainConfig(data=DATA, backbone_arguments=dict(ARGUMENTS)), tmp_path / "config.yaml")
-    probe = LinearProbe(torch.randn(10, 24), torch.zeros(10), torch.zeros(24), torch.ones(24))
-    save_probe(tmp_path / "probe.safetensors", probe, open_split(DATA, "val").classes, fingerprint(backbone))
-    return tmp_path
 
 
 def _config(run: Path, **settings: object) -> AttributeConfig:

@@ -1,6 +1,8 @@
 """If these fail, some of a user's files turn black, white, sideways or bad without reason."""
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -58,3 +60,67 @@ def test_a_truncated_file_is_an_error_and_not_half_grey(kind: str) -> None:
     data = encoded(Image.fromarray(pixels), kind)
     with pytest.raises(OSError, match="truncated"):
         decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_shown(kind: str) -> None:
+    frames = [Image.new("RGB", (20, 12), colour) for colour in ("red", "blue", "lime")]
+    options = {} if kind == "TIFF" else {"duration": 40}
+    shown = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert shown.size == (20, 12)
+    red, green, blue = np.asarray(shown).reshape(-1, 3).mean(axis=0)
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_exif_turns_other_formats_than_jpeg_too(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    picture = Image.new("RGB", (30, 20), "blue")
+    picture.paste("red", (0, 0, 15, 20))
+    shown = np.asarray(decode(encoded(picture, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))))
+    assert shown.shape == (30, 20, 3)
+    assert shown[-1, 0, 0] > 200 > 50 > shown[0, 0, 0]  # what was left is below, turned by 90 degrees to the left
+
+
+def test_cmyk_keeps_its_colours() -> None:
+    """Inverted, as Adobe writes them, or not: a blue picture must not come out orange."""
+    blue = Image.new("RGB", (16, 16), (20, 40, 200)).convert("CMYK")
+    for kind in ("JPEG", "TIFF"):
+        shown = np.asarray(decode(encoded(blue, kind))).reshape(-1, 3).mean(axis=0)
+        assert shown[2] > 150 > 90 > shown[0], kind
+
+
+@pytest.mark.parametrize("depth", ["colour", "grey with transparency"])
+def test_sixteen_bits_a_channel_keep_their_range(depth: str) -> None:
+    """Pillow writes neither, so the file is put together by hand."""
+    ramp = np.linspace(0, 65535, 8).astype(int)
+    opaque = np.full(8, 65535)
+    channels = [ramp, ramp, ramp] if depth == "colour" else [ramp, opaque]
+    shown = np.asarray(decode(png(np.stack(channels, axis=-1)[None], 2 if depth == "colour" else 4)))
+    assert np.abs(shown[0, :, 0].astype(int) - ramp // 257).max() <= 1
+
+
+def png(pixels: np.ndarray, colour_type: int) -> bytes:
+    """A PNG of 16 bits a channel from (H, W, channels)."""
+
+    def part(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (301, 7), (5, 5)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
+def test_odd_sizes_are_decoded(size: tuple[int, int], mode: str) -> None:
+    assert decode(encoded(Image.new(mode, size, 1), "PNG")).size == size
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_does_not_cost_the_image() -> None:
+    data = encoded(Image.new("RGB", (8, 8), "red"), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
+    assert decode(data).size == (8, 8)

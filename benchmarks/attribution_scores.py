@@ -1,0 +1,100 @@
+"""Every attribution method by every score, against the masks of Oxford-IIIT Pet.
+
+python benchmarks/attribution_scores.py runs/a timm:vit_small_patch16_224.dino --data pets-trimap.tar --split train
+
+``--split train`` to choose settings of methods, ``--split val`` once for what is reported. The object is the animal
+(1), the border (3) counts nowhere. A method that a backbone refuses is named and left out. Rows go to
+benchmarks/results/attribution_scores.jsonl; of equal ones the last counts in the table.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from heatssl.attribution import explain, method_names
+from heatssl.attribution.pictures import pictures_of_split
+from heatssl.attribution.score_table import Row, markdown
+from heatssl.attribution.scoring import measure_scores
+from heatssl.attribution.target_setting import read_target
+from heatssl.config import AttributeConfig, DataConfig
+from heatssl.errors import UserError
+from heatssl.evaluation.source import open_source
+from heatssl.export import is_run
+
+RESULTS = Path(__file__).parent / "results" / "attribution_scores.jsonl"
+
+
+def main() -> None:
+    """Measure every source, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", help="run folders, timm:NAME, ...")
+    parser.add_argument("--data", type=Path, help="pets-trimap.tar")
+    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument("--methods", nargs="+", default=None, help="all without")
+    parser.add_argument("--scores", nargs="+", default=["all"])
+    parser.add_argument("--target", default="self")
+    parser.add_argument("--images", type=int, default=None, help="of the split; all without")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="only print the recorded rows")
+    arguments = parser.parse_args()
+    if arguments.runs and arguments.data is None and not arguments.table:
+        parser.error("--data names the tar with images and masks")
+    torch.set_num_threads(1)
+    if not arguments.table:
+        for run in arguments.runs:
+            config = AttributeConfig(
+                run=run,
+                methods=arguments.methods or method_names(),
+                data=DataConfig("tar", str(arguments.data)),
+                ignore=[3],
+                scores=arguments.scores,
+                target=arguments.target,
+                split=arguments.split,
+                score_count=arguments.images,
+                batch_size=arguments.batch_size,
+                seed=arguments.seed,
+                workers=0,
+                output=None if is_run(run) else "runs/attribution_scores",
+            )
+            name = Path(run).name if is_run(run) else run
+            with RESULTS.open("a") as file:
+                file.writelines(json.dumps({"run": name, **asdict(row)}) + "\n" for row in measure(config))
+    print(table(RESULTS.read_text().splitlines() if RESULTS.exists() else []))
+
+
+def measure(config: AttributeConfig) -> Iterator[Row]:
+    """Rows of one source, methods down and scores across."""
+    source = open_source(config)
+    source.backbone.to(source.device).eval()
+    wish = read_target(config, source)
+    one = pictures_of_split(replace(config, count=1), source)
+    able = []
+    for method in config.methods:
+        try:
+            explain(source.backbone, one.images, method, wish.of(one), probe=wish.probe)
+            able.append(method)
+        except UserError as error:
+            print(f"{config.run}: {method} is left out: {error}", flush=True)
+    rows, _ = measure_scores(wish, None, source, replace(config, methods=able))
+    yield from rows
+
+
+def table(lines: list[str]) -> str:
+    """Markdown: a table for each run, target and split."""
+    newest: dict[tuple[str, ...], tuple[str, Row]] = {}
+    for line in lines:
+        entry = json.loads(line)
+        run = entry.pop("run")
+        row = Row(**entry)
+        newest[run, row.method, row.score, row.target, row.split, str(row.seed)] = run, row
+    runs = dict.fromkeys(run for run, _ in newest.values())
+    return "\n\n".join(f"## {run}\n\n{markdown([row for of, row in newest.values() if of == run])}" for run in runs)
+
+
+if __name__ == "__main__":
+    main()

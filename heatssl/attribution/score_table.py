@@ -1,0 +1,111 @@
+"""Scores of methods as a table: JSON, CSV and Markdown beside the heatmaps."""
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from heatssl.attribution.score import SCORES
+from heatssl.errors import UserError
+from heatssl.export import disk_errors, write_atomically
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method by one score: a line of ``scores.csv``."""
+
+    method: str
+    score: str
+    mean: float  # over the images that have one
+    low: float  # of the 95 % interval: percentile bootstrap over images
+    high: float
+    better: str  # higher or lower
+    images: int  # that have one
+    target: str
+    masks: str  # what the object is, "" where none plays a part
+    data: str
+    split: str
+    seed: int
+    source: str  # last or best weights of the run, or timm:NAME
+    backbone: str
+    step: int  # optimiser steps behind the weights
+    seconds: float  # of all scores of this method
+    hardware: str
+    commit: str | None
+    protocol: str
+
+
+def write_scores(folder: Path, rows: list[Row]) -> None:
+    """Add to ``scores.json`` in the folder, an entry of the same key is replaced; ``.csv`` and ``.md`` hold the same.
+
+    The key is all that says what was measured: method, score, target, masks, data, split, seed, source.
+
+    Raises:
+        UserError: when the file is there but is no list of scores, or the disk is full.
+    """
+    replaced = {_key(row) for row in rows}
+    every = [row for row in read_scores(folder / "scores.json") if _key(row) not in replaced] + rows
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in every)
+    texts = {
+        "scores.json": json.dumps({"scores": [asdict(row) for row in every]}, indent=2),
+        "scores.csv": table.getvalue(),
+        "scores.md": markdown(every) + "\n",
+    }
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+
+
+def read_scores(path: Path) -> list[Row]:
+    """The entries of ``scores.json``, oldest first; none when there is no such file.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [Row(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["scores"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a list of scores ({error}): move it away and run the command again") from error
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return row.method, row.score, row.target, row.masks, row.data, row.split, row.seed, row.source
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table for all that was measured alike, methods down and scores across, and what each score is."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        key = (row.backbone, row.source, row.step, row.data, row.split, row.target, row.seed)
+        groups.setdefault(key, []).append(row)
+    return "\n\n".join(_one_table(group) for group in groups.values())
+
+
+def _one_table(rows: list[Row]) -> str:
+    first = rows[0]
+    scores = [name for name in SCORES if any(row.score == name for row in rows)]
+    arrows = {"higher": "↑", "lower": "↓"}
+    columns = [f"{name} {arrows[SCORES[name].better]}" for name in scores]
+    images = max(row.images for row in rows)
+    lines = [
+        f"{first.backbone}, {first.source} weights, step {first.step}; {first.data}, {first.split}, {images} images",
+        f"target {first.target}",
+        "",
+        "| method | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for method in dict.fromkeys(row.method for row in rows):
+        cells = {row.score: f"{row.mean:.3g} ({row.low:.3g} to {row.high:.3g})" for row in rows if row.method == method}
+        lines.append(f"| {method} | " + " | ".join(cells.get(name, "-") for name in scores) + " |")
+    masks = next((row.masks for row in rows if row.masks), "")
+    notes = [f"mean over images (95 % interval, bootstrap over images); seed {first.seed}", *([masks] if masks else [])]
+    notes += dict.fromkeys(f"{row.score}, {row.better} is better: {row.protocol}" for row in rows)
+    notes += dict.fromkeys(f"{row.hardware}, commit {row.commit or 'unknown'}" for row in rows)
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])

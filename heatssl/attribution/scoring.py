@@ -1,0 +1,202 @@
+"""``heatssl attribute score=true``: methods and scores over all images of a split, a batch at a time."""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from heatssl.attribution.attribute import method_options
+from heatssl.attribution.pictures import Pictures, class_names, open_images, split_of
+from heatssl.attribution.score import CENTRE, SCORES, choose_scores, score
+from heatssl.attribution.score_table import Row
+from heatssl.attribution.scores import bootstrap_interval
+from heatssl.attribution.target_setting import Wish
+from heatssl.config import AttributeConfig
+from heatssl.data import (
+    BadFiles,
+    MaskedData,
+    Subset,
+    balanced_subset,
+    eval_loader,
+    has_masks,
+    normalise,
+)
+from heatssl.data.crop import centre_crop_mask
+from heatssl.errors import UserError
+from heatssl.evaluation.results import commit, hardware
+from heatssl.evaluation.source import Source
+
+PerImage = dict[tuple[str, str], dict[str, float]]  # method and name of an image -> its scores
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch to score."""
+
+    pictures: Pictures
+    inside: Tensor | None = None  # the object, (B, S, S) bool
+    counted: Tensor | None = None  # pixels that count, likewise
+
+
+@dataclass(frozen=True)
+class _Images:
+    """All that is scored."""
+
+    parts: Iterator[_Part]
+    count: int
+    masks: str  # what the object is, "" where there are no masks
+    data: str
+    split: str
+
+
+def measure_scores(
+    wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig
+) -> tuple[list[Row], PerImage]:
+    """Score every method, and the control ``centre``, by every score asked for. Memory holds one batch and the scores.
+
+    Args:
+        wish: the target.
+        given: the user's own images; None: those of the split.
+        source: weights and data.
+        config: which methods, scores and images.
+
+    Returns:
+        A row for each method and score, and the scores of single images.
+
+    Raises:
+        UserError: on scores that need masks where there are none, and on images or masks that cannot be used.
+    """
+    images = _of_split(source, config) if given is None else _given(given, config.batch_size)
+    names = choose_scores(config.scores, masks=bool(images.masks))
+    twin = source.twin(config.seed).to(source.device) if "randomisation" in names else None
+    methods = [*dict.fromkeys(config.methods), CENTRE]
+    per_image: PerImage = {}
+    seconds = dict.fromkeys(methods, 0.0)
+    with tqdm(total=images.count * len(methods), desc="scores", unit="map", delay=2, leave=False, disable=None) as bar:
+        for part in images.parts:
+            target = wish.of(part.pictures)
+            for method in methods:
+                start = time.perf_counter()
+                chunk = config.batch_size
+                found = score(
+                    source.backbone,
+                    part.pictures.images,
+                    method,
+                    target,
+                    names,
+                    inside=part.inside,
+                    counted=part.counted,
+                    probe=wish.probe,
+                    twin=twin,
+                    **({"chunk": chunk} if method == CENTRE else method_options(method, chunk, config.steps)),
+                )
+                seconds[method] += time.perf_counter() - start
+                for name, values in found.items():
+                    for image, value in zip(part.pictures.names, values.tolist(), strict=True):
+                        per_image.setdefault((method, image), {})[name] = value
+                bar.update(len(part.pictures.names))
+    if not per_image:
+        raise UserError(f"none of the {images.count} images can be read: check data.root={source.data.root}")
+    about = _about(wish, images, source, config)
+    rows = []
+    for method, name in itertools.product(methods, names):
+        scored = [found[name] for (of, _), found in per_image.items() if of == method and name in found]
+        known = [value for value in scored if not math.isnan(value)]
+        if known:
+            masks = images.masks if SCORES[name].masks else ""
+            rows.append(_row(method, name, known, seconds[method], about | {"masks": masks}))
+    return rows, per_image
+
+
+def _about(wish: Wish, images: _Images, source: Source, config: AttributeConfig) -> dict[str, object]:
+    return {
+        "target": wish.description,
+        "data": images.data,
+        "split": images.split,
+        "seed": config.seed,
+        "source": source.kind,
+        "backbone": source.info.describe(),
+        "step": source.info.step,
+        "hardware": hardware(source.device),
+        "commit": commit(),
+    }
+
+
+def _row(method: str, name: str, values: list[float], seconds: float, about: dict[str, object]) -> Row:
+    low, high = bootstrap_interval(values)
+    return Row(
+        method=method,
+        score=name,
+        mean=float(np.mean(values)),
+        low=low,
+        high=high,
+        better=SCORES[name].better,
+        images=len(values),
+        seconds=round(seconds, 1),
+        protocol=SCORES[name].protocol,
+        **about,  # type: ignore[arg-type]
+    )
+
+
+def _given(pictures: Pictures, batch_size: int) -> _Images:
+    count = len(pictures.names)
+
+    def parts() -> Iterator[_Part]:
+        for first in range(0, count, batch_size):
+            here = slice(first, first + batch_size)
+            yield _Part(Pictures(pictures.images[here], pictures.names[here], pictures.labels[here]))
+
+    return _Images(parts(), count, "", "images", "given")
+
+
+def _of_split(source: Source, config: AttributeConfig) -> _Images:
+    """The images of a split, or some of them, with masks where there are any."""
+    split = split_of(config)
+    data, masked = open_images(source.data, split), has_masks(source.data, split)
+    count = len(data) if config.score_count is None else config.score_count
+    if count < 1:
+        raise UserError(f"score_count={count} leaves no image: use at least 1, or null for all")
+    chosen = balanced_subset(data, count, config.seed)
+    loader = eval_loader(chosen, source.data, batch_size=config.batch_size)
+    bad = BadFiles(source.data.bad_fraction)
+
+    def parts() -> Iterator[_Part]:
+        for batch in loader:
+            bad.update(batch)
+            if not len(batch.images):
+                continue
+            places = batch.indices.tolist()
+            pictures = Pictures(
+                normalise(batch.images.to(source.device), source.data),
+                [chosen.name(place) for place in places],
+                class_names(data, batch),
+            )
+            yield _Part(pictures, *(_masks(chosen, places, source, config) if masked else ()))
+        bad.check()
+
+    told = f"object: values {list(config.objects)} of the masks, {list(config.ignore)} ignored" if masked else ""
+    # The held-out share of train stands in val's place only where classes are read; masks have splits of their own.
+    name = split if masked or split == "train" else source.split
+    return _Images(parts(), len(chosen), told, source.data.name, name)
+
+
+def _masks(chosen: Subset, places: list[int], source: Source, config: AttributeConfig) -> tuple[Tensor, Tensor]:
+    """Where the object is, and which pixels count, of images at some places of a subset: (B, S, S) bool twice."""
+    data: MaskedData = chosen.data  # type: ignore[assignment]
+    values = []
+    for place in places:
+        try:
+            values.append(centre_crop_mask(data.mask(int(chosen.indices[place])), source.data.image_size))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the mask of {chosen.name(place)} cannot be used ({error}): repair it or take it out"
+            ) from error
+    masks = torch.stack(values).to(source.device)
+    objects, ignored = (torch.tensor(wanted, dtype=torch.uint8) for wanted in (config.objects, config.ignore))
+    return torch.isin(masks, objects.to(masks.device)), ~torch.isin(masks, ignored.to(masks.device))

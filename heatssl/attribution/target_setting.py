@@ -1,0 +1,140 @@
+"""What the setting ``target`` of ``heatssl attribute`` stands for."""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from heatssl.attribution.pictures import Pictures, read_picture
+from heatssl.attribution.targets import TargetLike, channel, embed, entropy, margin, neighbours, region
+from heatssl.attribution.targets.correspondence import Box
+from heatssl.config import AttributeConfig
+from heatssl.data.decode import decode
+from heatssl.errors import UserError
+from heatssl.evaluation import LinearProbe, load_probe
+from heatssl.evaluation.source import Source, cached_features, fingerprint, open_source
+from heatssl.export import is_run
+
+WORDS = "self, probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, or an image file"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A target, of whatever images."""
+
+    kind: str  # part of the file names: self, probe, class3, image, margin, entropy, neighbours, channel17, region
+    description: str
+    of: Callable[[Pictures], TargetLike]
+    probe: LinearProbe | None = None
+
+
+def read_target(config: AttributeConfig, source: Source) -> Wish:
+    """The target that the settings name.
+
+    Raises:
+        UserError: on a word that is none, a probe that is missing or belongs to other weights, or a file that cannot
+            be read.
+    """
+    word = config.target
+    if word == "self":
+        return Wish("self", "self: cosine to the image's own embedding", lambda _: "self")
+    if word == "neighbours":
+        return _neighbours(config, source)
+    if re.fullmatch(r"channel:\d+", word):
+        index = int(word.removeprefix("channel:"))
+        return Wish(f"channel{index}", f"channel: feature {index}, mean over positions", lambda _: channel(index))
+    if word.startswith("region:"):
+        return _region(word, source)
+    if word not in ("probe", "margin", "entropy") and Path(word).expanduser().is_file():
+        with torch.no_grad():
+            reference = embed(source.backbone, read_picture(word, source)[None])[0]
+        return Wish("image", f"image: cosine to the embedding of {Path(word).name}", lambda _: reference)
+    return _of_classes(word, source)
+
+
+def _neighbours(config: AttributeConfig, source: Source) -> Wish:
+    """Among the images that the run was trained on, whatever is explained; of other weights, train of the data."""
+    if config.data is None and not is_run(config.run):
+        raise UserError(f"target=neighbours needs images of train, and {config.run} has none: give data=... data.root=")
+    own = open_source(replace(config, data=None)) if is_run(config.run) else source
+    _, features, labels = cached_features(source.backbone, "train", own, config.batch_size)
+    k = min(20, len(labels))
+    maker = neighbours(features, labels, k=k)
+    what = f"neighbours: cosine to the class that {k} of {len(labels)} images of train ({own.data.name}) vote for"
+    return Wish("neighbours", what, lambda _: maker)
+
+
+def _of_classes(word: str, source: Source) -> Wish:
+    """Targets of the probe in the run folder."""
+    file = source.output / "probe.safetensors"
+    if word not in ("probe", "margin", "entropy") and not file.exists():
+        raise UserError(
+            f"target={word} is no file, and classes need a probe: "
+            f"run `heatssl probe run={source.name}` first, or use target=self"
+        )
+    probe, classes = load_probe(file, fingerprint(source.backbone))
+    probe = probe.to(source.device)
+    if word == "entropy":
+        return Wish("entropy", "entropy: of the probe's classes, in nats", lambda _: entropy(), probe)
+    if word in ("probe", "margin"):
+
+        def labels_of(pictures: Pictures) -> Tensor:
+            return _labels(pictures, classes, probe, source)
+
+        if word == "probe":
+            return Wish("probe", "probe: logit of the image's class", labels_of, probe)
+        what = "margin: logit of the image's class minus the largest other"
+        return Wish("margin", what, lambda pictures: margin(labels_of(pictures)), probe)
+    if word not in classes:
+        nearest = difflib.get_close_matches(word, classes, n=1, cutoff=0.0)[0]
+        raise UserError(f"target={word} is neither a file nor a class: did you mean {nearest!r}? There are {WORDS}")
+    label = classes.index(word)
+    return Wish(f"class{label}", f"probe: logit of {word}", lambda _: label, probe)
+
+
+def _labels(pictures: Pictures, classes: list[str], probe: LinearProbe, source: Source) -> Tensor:
+    """The known class of each image, else the one that the probe predicts: (B,)."""
+    with torch.no_grad():
+        predicted = probe.logits(embed(source.backbone, pictures.images)).argmax(dim=1).tolist()
+    known = [classes.index(label) if label in classes else None for label in pictures.labels]
+    chosen = [guess if index is None else index for index, guess in zip(known, predicted, strict=True)]
+    return torch.tensor(chosen, device=source.device)
+
+
+def _region(word: str, source: Source) -> Wish:
+    """``region:FILE@x,y`` or ``region:FILE@x,y,w,h``: a point, or a rectangle by its top left corner."""
+    path, _, numbers = word.removeprefix("region:").rpartition("@")
+    try:
+        values = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        values = []
+    if not path or len(values) not in (2, 4):
+        raise UserError(
+            f"target={word} is no region: write region:FILE@x,y or region:FILE@x,y,w,h, in pixels, or in fractions "
+            "with a point as in 0.5"
+        )
+    picture = read_picture(path, source)
+    width, height = decode(Path(path).expanduser().read_bytes()).size
+    x, y, w, h = [*values, 0.0, 0.0][:4]
+    if "." in numbers:
+        x, y, w, h = x * width, y * height, w * width, h * height
+    maker = region(picture, _in_centre(word, (x, y, x + w, y + h), width, height))
+    return Wish("region", f"region: cosine to {numbers} of {Path(path).name}, mean over positions", lambda _: maker)
+
+
+def _in_centre(word: str, box: Box, width: int, height: int) -> Box:
+    """A box in pixels of the file, as fractions of the square in its middle, which is what the backbone sees."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    inside = ((box[0] - left) / side, (box[1] - top) / side, (box[2] - left) / side, (box[3] - top) / side)
+    cut = tuple(min(1.0, max(0.0, place)) for place in inside)
+    if inside[2] < 0 or inside[3] < 0 or inside[0] > 1 or inside[1] > 1:
+        raise UserError(
+            f"target={word} lies outside the middle square, pixels {left} to {left + side} across and {top} to "
+            f"{top + side} down of {width} x {height}: it is all that the backbone sees"
+        )
+    return cut[0], cut[1], cut[2], cut[3]
