@@ -22,6 +22,7 @@ from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_labels, check_maps
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import moments
+from heatssl.schedule import warmup_cosine
 
 HEADS = ("attentive", "block")
 # By head: 9,000 maps of 128 x 8 x 8 take half a minute and three on one processor core (docs/imagenette.md).
@@ -203,7 +204,8 @@ def _train(
     device = probe.mean.device
     optimizer = torch.optim.AdamW(param_groups_weight_decay(probe, WEIGHT_DECAY), lr=learning_rate)
     steps = _steps(rows, epochs, batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_peak(step, steps))
+    warmup = math.ceil(WARM_UP * steps) - 1
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
     generator = torch.Generator().manual_seed(seed)
     # CUDA's other attention kernels add up gradients in an order of their own: two runs would differ.
     repeatable = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
@@ -220,14 +222,6 @@ def _train(
 
 def _steps(rows: Tensor, epochs: int, batch_size: int) -> int:
     return epochs * math.ceil(len(rows) / batch_size)
-
-
-def _share_of_peak(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine that ends at zero."""
-    warm_up = math.ceil(WARM_UP * steps)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return (1 + math.cos(math.pi * (step - warm_up + 1) / (steps - warm_up + 1))) / 2
 
 
 @torch.no_grad()
