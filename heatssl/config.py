@@ -168,7 +168,7 @@ class FinetuneConfig(EvaluationConfig):
 class HealthConfig(EvaluationConfig):
     """``heatssl health``: figures that need no labels."""
 
-    images: int = 1000  # of val
+    images: int = 1000  # of val, or of the held-out share of train
     views: int = 8  # random crops of each, in other colours
     other: str | None = None  # weights that CKA compares with, such as RUN/best
     random_init: bool = True

@@ -2,9 +2,9 @@
 
 from heatssl.data.augment import augment, denormalise, normalise
 from heatssl.data.batch import BadFiles, Batch
-from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset
+from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset, in_rounds
 from heatssl.data.loading import eval_loader, steps_per_epoch, train_loader
-from heatssl.data.masked import MaskedData, open_masked
+from heatssl.data.masked import MaskedData, has_masks, open_masked
 from heatssl.data.open import open_split
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "balanced_subset",
     "denormalise",
     "eval_loader",
+    "has_masks",
+    "in_rounds",
     "normalise",
     "open_masked",
     "open_split",

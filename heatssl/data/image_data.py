@@ -66,6 +66,19 @@ class Subset:
         return self.data.load(int(self.indices[i]))
 
 
+def in_rounds(labels: Sequence[int], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same indices in rounds with one image of each class that still has some: every beginning is balanced.
+
+    Within a round they keep their order.
+    """
+    classes = np.asarray(labels)[order]
+    grouped = np.argsort(classes, kind="stable")
+    counts = np.bincount(classes, minlength=1)
+    rank = np.empty(len(order), dtype=np.int64)  # of every image among those of its class
+    rank[grouped] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return order[np.argsort(rank, kind="stable")]
+
+
 def balanced_subset(data: ImageData, size: int, seed: int = 0) -> Subset:
     """``size`` images, as evenly over the classes as they allow, the same ones every time.
 
@@ -73,11 +86,5 @@ def balanced_subset(data: ImageData, size: int, seed: int = 0) -> Subset:
     """
     labels = np.asarray(data.labels)
     order = np.random.default_rng(seed).permutation(len(labels))
-    # The rank of every image among those of its class: taking all ranks 0 first, then all ranks 1, goes
-    # round the classes.
     by_class = order[np.argsort(labels[order], kind="stable")]
-    counts = np.bincount(labels, minlength=1)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    rank = np.arange(len(labels)) - starts
-    chosen = by_class[np.argsort(rank, kind="stable")][:size]
-    return Subset(data, np.sort(chosen))
+    return Subset(data, np.sort(in_rounds(data.labels, by_class)[:size]))

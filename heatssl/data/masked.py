@@ -15,9 +15,10 @@ from PIL import Image
 
 from heatssl.config import DataConfig
 from heatssl.data import folder, tar
-from heatssl.data.decode import decode
-from heatssl.data.image_data import ImageData, Split
+from heatssl.data.decode import decode, shown_size
+from heatssl.data.image_data import ImageData, Split, Subset
 from heatssl.data.layout import root_of
+from heatssl.data.open import chosen
 from heatssl.data.shapes import Shapes
 from heatssl.errors import UserError
 
@@ -77,7 +78,7 @@ class Masked:
         values = np.asarray(picture)
         if values.ndim != 2 or values.dtype.kind not in "bui" or values.max(initial=0) > 255:
             raise ValueError(f"the mask of {self.name(i)} is {picture.mode}, not one channel of classes below 256")
-        if values.shape != self.load(i).size[::-1]:
+        if values.shape != shown_size(self._read_image(i))[::-1]:
             raise ValueError(f"the mask of {self.name(i)} has another size than its image")
         return values.astype(np.uint8)
 
@@ -90,14 +91,43 @@ class MaskedShapes(Shapes):
         return super().mask(i).astype(np.uint8)
 
 
+class MaskedSubset(Subset):
+    """What settings leave of images with masks."""
+
+    def mask(self, i: int) -> NDArray[np.uint8]:
+        """Classes of image i."""
+        data, index = self.data, int(self.indices[i])
+        while isinstance(data, Subset):
+            data, index = data.data, int(data.indices[index])
+        found: NDArray[np.uint8] = data.mask(index)  # type: ignore[attr-defined]  # see open_masked
+        return found
+
+
 def open_masked(config: DataConfig, split: Split) -> MaskedData:
-    """Open the images of a split that have masks, and check the layout.
+    """Open the images of a split that have masks, check the layout, and leave what the settings leave.
+
+    ``train_size``, ``val_size`` and ``held_out`` are those of :func:`heatssl.data.open_split`.
 
     Raises:
         UserError: when there is no mask, or an image has none; the message names the fix.
     """
+    data = chosen(config, split, _whole)
+    return MaskedSubset(data.data, data.indices) if isinstance(data, Subset) else data  # type: ignore[return-value]
+
+
+def has_masks(config: DataConfig) -> bool:
+    """Whether there are any, for train or for val: nothing is said about their being complete."""
+    if config.name == "folder":
+        return (folder.existing(root_of(config.root, "folder")) / "masks").is_dir()
+    if config.name == "tar":
+        path = tar.existing(root_of(config.root, "tar"))
+        return any(tar.index_of(path, tar.version_of(path), "masks").values())
+    return config.name == "shapes"
+
+
+def _whole(config: DataConfig, split: Split, size: int | None) -> MaskedData:
     if config.name == "shapes":
-        return MaskedShapes(split, config.image_size, config.train_size if split == "train" else config.val_size)
+        return MaskedShapes(split, config.image_size, size)
     if config.name == "tar":
         return _in_tar(root_of(config.root, "tar"), split)
     if config.name == "folder":
@@ -125,8 +155,7 @@ class _FolderFiles:
 
 def _in_tar(root: str, split: Split) -> Masked:
     path = tar.existing(root)
-    stat = path.stat()
-    version = stat.st_size, stat.st_mtime_ns
+    version = tar.version_of(path)
     images, masks = (
         {entry.path: entry for entry in tar.index_of(path, version, below)[split]} for below in ("", "masks")
     )

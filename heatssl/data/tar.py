@@ -40,8 +40,7 @@ class Tar(ClassFolders):
 
     def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
         self.path = existing(root_of(root, "tar"))
-        stat = self.path.stat()
-        index = index_of(self.path, (stat.st_size, stat.st_mtime_ns))
+        index = index_of(self.path, version_of(self.path))
         names: dict[Split, list[str]] = {}
         for each in SPLITS:
             entries = index[each]
@@ -111,6 +110,12 @@ def existing(root: str) -> Path:
         if start.startswith(magic):
             raise UserError(f"{path} is compressed ({compression}) and cannot be read in place: `{command} {path}`")
     return path
+
+
+def version_of(path: Path) -> tuple[int, int]:
+    """Size and time of the last change: a file that has others is another one."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def index_of(path: Path, version: tuple[int, int], below: str = "") -> dict[Split, list[Entry]]:

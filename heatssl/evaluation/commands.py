@@ -198,7 +198,6 @@ def result_of(
     sizes: tuple[int, int],
     seed: int,
     start: float,
-    split: str | None = None,
 ) -> Result:
     """A number with all that it takes to trust it.
 
@@ -211,9 +210,7 @@ def result_of(
         sizes: images of train, and of those that were tested.
         seed: of the protocol.
         start: ``time.perf_counter()`` when it began.
-        split: what was tested; None: what the source's settings have for val.
     """
-    split = source.split if split is None else split
     return Result(
         metric=metric,
         weights=weights,
@@ -221,10 +218,10 @@ def result_of(
         deviation=accuracy.deviation,
         protocol=(
             f"{about} at {source.data.image_size} px, centre crop; "
-            f"{sizes[0]} train, {sizes[1]} {split} images; seed {seed}"
+            f"{sizes[0]} train, {sizes[1]} {source.split} images; seed {seed}"
         ),
         data=source.data.name,
-        split=split,
+        split=source.split,
         train_size=sizes[0],
         val_size=sizes[1],
         seed=seed,

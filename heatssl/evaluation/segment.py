@@ -39,7 +39,9 @@ def run_segment(config: SegmentConfig) -> list[Result]:
     values = sorted(set(train_masks.unique().tolist()) - set(config.ignore))
     unknown = sorted(set(val_masks.unique().tolist()) - set(values) - set(config.ignore))
     if unknown:
-        raise UserError(f"masks of val hold {unknown}, which those of train lack: leave it out with ignore={unknown}")
+        raise UserError(
+            f"masks of {source.split} hold {unknown}, which those of train lack: leave it out with ignore={unknown}"
+        )
     if len(values) < 2:
         raise UserError(f"masks of train hold {values} and nothing else: segmentation needs two classes")
     masks = tuple(_classes(each, values) for each in (train_masks, val_masks))
@@ -112,5 +114,4 @@ def _measure(
         (len(masks[0]), len(masks[1])),
         config.seed,
         start,
-        split="val",  # held_out plays no part: the images with masks are others than those of pretraining
     )
