@@ -98,7 +98,8 @@ class MaskedSubset(Subset):
         """Classes of image i."""
         data, index = self.data, int(self.indices[i])
         while isinstance(data, Subset):
-            data, index = data.data, int(data.indices[index])
+            index = int(data.indices[index])
+            data = data.data
         found: NDArray[np.uint8] = data.mask(index)  # type: ignore[attr-defined]  # see open_masked
         return found
 
