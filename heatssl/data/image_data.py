@@ -1,5 +1,6 @@
 """The protocol every data set speaks, and the subset of one."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, Protocol
@@ -33,6 +34,9 @@ class ImageData(Protocol):
     def name(self, i: int) -> str:
         """What to call image i in a message or a report: its path, where it has one."""
 
+    def version(self, i: int) -> str:
+        """What changes when image i does, without reading it: name, size and times of its file."""
+
     def load(self, i: int) -> Image.Image:
         """Decode image i to RGB; raises whatever the decoder raises when the file is unreadable."""
 
@@ -61,9 +65,24 @@ class Subset:
         """The name of image i."""
         return self.data.name(int(self.indices[i]))
 
+    def version(self, i: int) -> str:
+        """That of image i."""
+        return self.data.version(int(self.indices[i]))
+
     def load(self, i: int) -> Image.Image:
         """Decode image i to RGB."""
         return self.data.load(int(self.indices[i]))
+
+
+def digest(data: ImageData) -> str:
+    """Hash of the versions and labels of all images, in order: another one when any image is added, changed or moved.
+
+    Of a folder it asks for the state of every file.
+    """
+    found = hashlib.sha256("\n".join(data.classes).encode("utf-8", "surrogateescape"))
+    for i, label in enumerate(data.labels):
+        found.update(f"\n{label} {data.version(i)}".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
 
 
 def in_rounds(labels: Sequence[int], order: NDArray[np.int64]) -> NDArray[np.int64]:

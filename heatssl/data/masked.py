@@ -4,7 +4,7 @@ Classes of the images play no part: val may have others than train.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -38,23 +38,17 @@ class Masked:
     Args:
         split: which one.
         names: of the images, to tell of them.
-        read_image, read_mask: the bytes of file i.
+        images, masks: the files.
 
     Attributes:
         classes: one, for all images.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        names: Sequence[str],
-        read_image: Callable[[int], bytes],
-        read_mask: Callable[[int], bytes],
-    ) -> None:
+    def __init__(self, split: Split, names: Sequence[str], images: "_Files", masks: "_Files") -> None:
         self.split = split
         self.classes = ["image"]
         self._names = names
-        self._read_image, self._read_mask = read_image, read_mask
+        self._images, self._masks = images, masks
 
     @property
     def labels(self) -> list[int]:
@@ -68,17 +62,21 @@ class Masked:
         """Path of image i, as far as it is one."""
         return self._names[i]
 
+    def version(self, i: int) -> str:
+        """What changes when image i does, or its mask."""
+        return f"{self._images.version(i)} {self._masks.version(i)}"
+
     def load(self, i: int) -> Image.Image:
         """Decode image i to RGB."""
-        return decode(self._read_image(i))
+        return decode(self._images.read(i))
 
     def mask(self, i: int) -> NDArray[np.uint8]:
         """Classes of image i; a mask is one channel of whole numbers below 256, or a palette."""
-        picture: Image.Image = Image.open(io.BytesIO(self._read_mask(i)))
+        picture: Image.Image = Image.open(io.BytesIO(self._masks.read(i)))
         values = np.asarray(picture)
         if values.ndim != 2 or values.dtype.kind not in "bui" or values.max(initial=0) > 255:
             raise ValueError(f"the mask of {self.name(i)} is {picture.mode}, not one channel of classes below 256")
-        if values.shape != shown_size(self._read_image(i))[::-1]:
+        if values.shape != shown_size(self._images.read(i))[::-1]:
             raise ValueError(f"the mask of {self.name(i)} has another size than its image")
         return values.astype(np.uint8)
 
@@ -136,13 +134,23 @@ def _whole(config: DataConfig, split: Split, size: int | None) -> MaskedData:
     raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
 
 
+class _Files(Protocol):
+    def read(self, i: int) -> bytes: ...
+
+    def version(self, i: int) -> str: ...
+
+
 @dataclass(frozen=True)
 class _TarFiles:
     reader: tar.Reader
     entries: list[tar.Entry]
+    state: tuple[int, ...]
 
-    def __call__(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes:
         return self.reader.read(self.entries[i].offset, self.entries[i].size)
+
+    def version(self, i: int) -> str:
+        return f"{self.entries[i]} {self.state}"
 
 
 @dataclass(frozen=True)
@@ -150,8 +158,11 @@ class _FolderFiles:
     base: Path
     paths: list[str]
 
-    def __call__(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes:
         return (self.base / self.paths[i]).read_bytes()
+
+    def version(self, i: int) -> str:
+        return f"{self.paths[i]} {folder.state_of(self.base / self.paths[i])}"
 
 
 def _in_tar(root: str, split: Split) -> Masked:
@@ -165,8 +176,8 @@ def _in_tar(root: str, split: Split) -> Masked:
     return Masked(
         split,
         [f"{path.name}:{split}/{image}" for image, _ in pairs],
-        _TarFiles(reader, [images[image] for image, _ in pairs]),
-        _TarFiles(reader, [masks[mask] for _, mask in pairs]),
+        _TarFiles(reader, [images[image] for image, _ in pairs], version),
+        _TarFiles(reader, [masks[mask] for _, mask in pairs], version),
     )
 
 

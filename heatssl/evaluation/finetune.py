@@ -21,13 +21,12 @@ from tqdm import tqdm
 
 from heatssl.backbones import create_backbone, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
-from heatssl.data import ImageData, eval_loader, normalise, open_split
+from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.checks import check_labels
-from heatssl.evaluation.commands import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.features import evaluation_mode
+from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.evaluation.source import Source, open_source
 from heatssl.evaluation.supervised import Checkpoint, Plan, Stateful, train_on_labels
 from heatssl.export import write_atomically
 
@@ -63,10 +62,7 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
     _check_settings(config)
     source = open_source(config)
     data = dataclasses.replace(source.data, crop_scale=config.crop_scale)
-    train, val = open_split(data, "train"), open_split(data, "val")
-    if train.classes != val.classes:
-        raise UserError(f"train and val have different classes: make the folders under {data.root} the same")
-    check_labels(torch.tensor(train.labels), torch.tensor(val.labels))
+    train, val = source.splits["train"], source.splits["val"]
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):
         start = time.perf_counter()
@@ -132,7 +128,7 @@ def fit(
         train,
         data,
         Plan(config.epochs, config.warmup_epochs, config.batch_size, config.seed, config.gradient_clip),
-        Checkpoint(source.output / f"finetune_{weights}.ckpt", config, fingerprint(model.backbone), parts),
+        Checkpoint(source.output / f"finetune_{weights}.ckpt", source.key("finetune", config), parts),
         device,
         name="finetune",
         after_step=None if average is None else lambda step: average.update(model, step=step),
@@ -195,4 +191,4 @@ def _result(
         "mean over positions and a linear layer"
     )
     sizes = (len(train), len(val))
-    return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config.seed, start)
+    return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config, start)

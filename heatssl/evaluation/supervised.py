@@ -1,8 +1,5 @@
 """Training on labels: the loop that fine-tuning and MAE's linear probe share, and the state it goes on from."""
 
-import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from heatssl.config import DataConfig, EvaluationConfig
+from heatssl.config import DataConfig
 from heatssl.data import BadFiles, ImageData, augment, normalise, steps_per_epoch, train_loader
 from heatssl.errors import UserError
 from heatssl.export import write_atomically
 from heatssl.schedule import warmup_cosine
-
-BOOKKEEPING = ("workers", "output", "accelerator")  # settings that leave the result as it is
 
 
 class Stateful(Protocol):
@@ -34,20 +29,16 @@ class Stateful(Protocol):
 
 
 class Checkpoint:
-    """The state after an epoch, for the very same settings and weights.
+    """The state after an epoch, for the very same settings, weights and images.
 
     Args:
         path: of the file.
-        config: of the command.
-        weights: fingerprint of the backbone at the start.
+        key: of the training, see :meth:`heatssl.evaluation.source.Source.key`; a file of another key counts as none.
         parts: what changes in training, by name.
     """
 
-    def __init__(self, path: Path, config: EvaluationConfig, weights: str, parts: Mapping[str, Stateful]) -> None:
-        settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in BOOKKEEPING}
-        self.path = path
-        self.key = hashlib.sha256(f"{json.dumps(settings, sort_keys=True)} {weights}".encode()).hexdigest()
-        self.parts = parts
+    def __init__(self, path: Path, key: str, parts: Mapping[str, Stateful]) -> None:
+        self.path, self.key, self.parts = path, key, parts
 
     def load(self) -> int:
         """Go on where it stopped; the number of steps that are done."""

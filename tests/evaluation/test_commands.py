@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,24 +116,6 @@ def test_maps_that_memory_cannot_hold_are_refused_before_they_are_extracted(
     monkeypatch.setattr(features, "MOST_BYTES", 2 * 80 * 24 * 4 * 4 - 1)
     with pytest.raises(UserError, match=r"80 images, 24 x 4 x 4 each.*data\.train_size.*head=linear"):
         run_probe(ProbeConfig(run=str(run), workers=0, head="attentive", epochs=1, random_init=False))
-
-
-def test_features_are_extracted_once_but_never_stale(
-    run: Path, monkeypatch: pytest.MonkeyPatch, write_run: Callable[..., Path]
-) -> None:
-    calls: list[int] = []
-    real = source.extract_features
-    monkeypatch.setattr(source, "extract_features", lambda *a, **k: calls.append(1) or real(*a, **k))
-    monkeypatch.setattr(source, "_features", source.OrderedDict())
-    run_probe(ProbeConfig(run=str(run), workers=0))
-    assert len(calls) == 4
-    run_knn(KnnConfig(run=str(run), workers=0))
-    assert len(calls) == 4
-    write_run(run, seed=4)
-    run_knn(KnnConfig(run=str(run), workers=0))
-    assert len(calls) == 6, "new weights, same twin"
-    run_knn(KnnConfig(run=str(run), workers=0, random_init=False, data=dataclasses.replace(DATA, val_size=30)))
-    assert len(calls) == 8
 
 
 def test_the_twin_is_another_network_and_depends_on_the_seed(run: Path) -> None:
