@@ -71,7 +71,7 @@ def _path(key: str) -> Path:
 def _digest(features: Tensor, labels: Tensor) -> str:
     found = hashlib.sha256(f"{features.dtype} {tuple(features.shape)}".encode())
     for tensor in (features, labels):
-        found.update(memoryview(tensor.contiguous().numpy()))
+        found.update(tensor.contiguous().numpy().data)
     return found.hexdigest()
 
 
