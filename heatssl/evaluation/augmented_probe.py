@@ -25,7 +25,8 @@ from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss, save_probe
 from heatssl.evaluation.measure import Accuracy, backbones_of, result_of
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, fingerprint, split_features
+from heatssl.evaluation.source import Source, fingerprint
+from heatssl.evaluation.split_features import split_features
 from heatssl.evaluation.supervised import Checkpoint, Plan, train_on_labels
 
 METRIC = "linear (MAE)"

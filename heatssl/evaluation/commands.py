@@ -17,7 +17,8 @@ from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.probe import SGD_EPOCHS, linear_probe
 from heatssl.evaluation.processes import is_first, rank_and_world
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, fingerprint, open_source, split_features, split_maps
+from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.evaluation.split_features import split_features, split_maps
 from heatssl.evaluation.token_probe import BATCH, EPOCHS, HEADS, token_probe, trial_epochs
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]  # train_x, train_y, test_x, test_y

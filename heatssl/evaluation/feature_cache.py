@@ -39,16 +39,17 @@ def load(key: str) -> tuple[Tensor, Tensor] | None:
     None when there are none; a damaged file is told of in one line, and counts as none.
     """
     path = _path(key)
-    if not path.exists():
-        return None
     try:
         found = torch.load(path, mmap=True, weights_only=True)
         features, labels = found["features"], found["labels"]
         if found["digest"] != _digest(features, labels):
             raise ValueError("its contents are not what was written")
         os.utime(path)  # used last
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except Exception as error:  # noqa: BLE001 - files are broken in many ways
-        log.warning("%s is damaged (%s): features are extracted again", path, " ".join(str(error).split())[:100])
+        reason = " ".join(str(error).split())[:100]
+        log.warning("%s is damaged or cannot be read (%s): features are extracted again", path, reason)
         return None
     return features, labels
 

@@ -4,28 +4,24 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from heatssl.backbones import create_backbone
 from heatssl.config import DataConfig, EvaluationConfig, SegmentConfig
 from heatssl.config_file import load_config
 from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
 from heatssl.errors import UserError
-from heatssl.evaluation import feature_cache, processes
+from heatssl.evaluation import processes
 from heatssl.evaluation.checks import check_classes
-from heatssl.evaluation.features import extract_features, extract_maps
-from heatssl.evaluation.results import device_name
 from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
 # Settings that leave a number as it is, or that a key names in a better way.
 KEEPS_NUMBER = frozenset({"run", "data", "workers", "accelerator", "output", "cache", "random_init"})
-MAX_CACHED = 8  # splits whose features stay in memory: two weights, train and val, twice
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,11 @@ class Source:
         masked = isinstance(config, SegmentConfig)
         images = {split: digest(data) for split, data in self.masked_splits.items()} if masked else self.digests
         shown = [self.data.image_size, self.data.mean, self.data.std]
-        return _digest(metric, settings, self._weights_digest, images, shown)
+        return digest_of(metric, settings, self._weights_digest, images, shown)
 
     @cached_property
     def _weights_digest(self) -> str:
-        return _digest(fingerprint(self.backbone), self.info.describe())
+        return digest_of(fingerprint(self.backbone), self.info.describe())
 
     @property
     def weights(self) -> str:
@@ -168,65 +164,6 @@ def fingerprint(backbone: nn.Module) -> str:
     return found.hexdigest()
 
 
-_features: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
-
-
-def split_features(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Features (N, C) float32 and labels (N,) of a split, extracted once, see :mod:`heatssl.evaluation.feature_cache`.
-
-    Of several processes each extracts a share, and has the whole in the end, bit for bit that of one process.
-    """
-    key = _features_key(backbone, split, source, batch_size)
-    if key not in _features:
-        found = feature_cache.load(key) if source.cache else None
-        if not processes.everywhere(found is not None):
-            found = _extract(backbone, split, source, batch_size)
-            # Images that have changed meanwhile belong to another key.
-            if source.cache and processes.is_first() and source.digest_now(split) == source.digests[split]:
-                feature_cache.keep(key, *found)
-        assert found is not None
-        _features[key] = found
-        while len(_features) > MAX_CACHED:
-            _features.popitem(last=False)
-    return _features[key]
-
-
-def _extract(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
-    rank, world = processes.rank_and_world()
-    features, labels = extract_features(
-        backbone,
-        source.splits[split],
-        source.data,
-        batch_size=batch_size,
-        device=source.device,
-        progress=rank == 0,
-        rank=rank,
-        world=world,
-    )
-    return processes.gather(features), processes.gather(labels)
-
-
-def _features_key(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> str:
-    data = source.data
-    return _digest(
-        fingerprint(backbone),
-        source.info.describe(),  # heads of attention leave no trace in the weights
-        source.digests[split],
-        [data.image_size, data.mean, data.std, data.bad_fraction],
-        batch_size,  # sums in another order differ in their last bits; likewise on other devices
-        device_name(source.device),
-        feature_cache.code(),
-    )
-
-
-def _digest(*parts: object) -> str:
+def digest_of(*parts: object) -> str:
+    """Hash of plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def split_maps(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Feature maps (N, C, h, w) and labels (N,) of a split; not kept: large, and needed once by a command.
-
-    Raises:
-        UserError: when they would not fit into memory, see :func:`heatssl.evaluation.features.extract_maps`.
-    """
-    return extract_maps(backbone, source.splits[split], source.data, batch_size=batch_size, device=source.device)

@@ -12,7 +12,8 @@ from heatssl.config import DataConfig, ProbeConfig
 from heatssl.evaluation import augmented_probe, load_probe, run_probe, supervised
 from heatssl.evaluation.augmented_probe import Classifiers, lars
 from heatssl.evaluation.results import read_results
-from heatssl.evaluation.source import open_source, split_features
+from heatssl.evaluation.source import open_source
+from heatssl.evaluation.split_features import split_features
 
 DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
 QUICK = {"workers": 0, "protocol": "mae", "epochs": 2, "batch_size": 16, "data": DATA, "random_init": False}

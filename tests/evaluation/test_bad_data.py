@@ -91,7 +91,9 @@ def test_an_empty_class_folder(images: Path, refused: Callable[..., str]) -> Non
 def test_fewer_images_than_neighbours(
     images: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heatssl.evaluation.source.extract_features", lambda *_, **__: pytest.fail("extracted first"))
+    monkeypatch.setattr(
+        "heatssl.evaluation.split_features.extract_features", lambda *_, **__: pytest.fail("extracted first")
+    )
     assert "k=13 neighbours cannot be found among 12 training images: set 1 <= k <= 12" in refused("knn", "k=[5,13]")
     assert "k=['five']: expected a whole number, or a list such as" in refused("knn", "k=[five]")
     assert "k=0" in refused("knn", "k=0")

@@ -13,8 +13,9 @@ from PIL import Image
 
 from heatssl.cli import main
 from heatssl.config import DataConfig, KnnConfig, ProbeConfig
-from heatssl.evaluation import feature_cache, run_knn, run_probe, source
+from heatssl.evaluation import feature_cache, run_knn, run_probe, split_features
 from heatssl.evaluation.results import read_results
+from heatssl.evaluation.source import open_source
 
 ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
@@ -24,14 +25,14 @@ DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
 def extracted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An entry for each split that is extracted."""
     calls: list[int] = []
-    real = source.extract_features
-    monkeypatch.setattr(source, "extract_features", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = split_features.extract_features
+    monkeypatch.setattr(split_features, "extract_features", lambda *a, **k: calls.append(1) or real(*a, **k))
     return calls
 
 
 def forget() -> None:
     """As a new process would begin."""
-    source._features.clear()
+    split_features._features.clear()
 
 
 @pytest.fixture
@@ -55,10 +56,10 @@ def test_another_process_does_not_extract_again(run: Path, extracted: list[int])
 
 
 def test_numbers_are_the_same_with_and_without(run: Path, features_folder: Path, extracted: list[int]) -> None:
-    opened = source.open_source(KnnConfig(run=str(run), workers=0), cache=True)
-    first, labels = source.split_features(opened.backbone, "train", opened, 256)
+    opened = open_source(KnnConfig(run=str(run), workers=0), cache=True)
+    first, labels = split_features.split_features(opened.backbone, "train", opened, 256)
     forget()
-    kept, kept_labels = source.split_features(opened.backbone, "train", opened, 256)
+    kept, kept_labels = split_features.split_features(opened.backbone, "train", opened, 256)
     assert len(extracted) == 1
     assert kept.dtype == torch.float32
     assert torch.equal(first, kept)
@@ -67,7 +68,7 @@ def test_numbers_are_the_same_with_and_without(run: Path, features_folder: Path,
     for path in features_folder.iterdir():
         path.unlink()
     without = dataclasses.replace(opened, cache=False)
-    assert torch.equal(source.split_features(opened.backbone, "train", without, 256)[0], kept)
+    assert torch.equal(split_features.split_features(opened.backbone, "train", without, 256)[0], kept)
     assert list(features_folder.iterdir()) == []
 
 
@@ -165,10 +166,19 @@ def test_the_least_recently_used_go_first(
 def test_a_folder_that_cannot_be_written_stops_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError("mine alone")
+
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(feature_cache, "folder", lambda: tmp_path / "file" / "features")
     assert main(["knn", f"run={run}", "workers=0", "random_init=false"]) == 0
     assert "features are not kept" in caplog.text
+    caplog.clear()
+    forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(split_features.feature_cache.torch, "load", forbidden)
+        assert main(["knn", f"run={run}", "workers=0", "random_init=false"]) == 0
+    assert "cannot be read (mine alone)" in caplog.text
     caplog.clear()
     forget()
     assert main(["knn", f"run={run}", "workers=0", "random_init=false", "cache=false"]) == 0
