@@ -110,25 +110,29 @@ class EvaluationConfig:
 class KnnConfig(EvaluationConfig):
     """``heatssl knn``."""
 
-    k: int = 20
+    k: Any = 20  # neighbours; a list such as [10,20,50,100,200] gives one row each, found in one pass
     temperature: float | None = 0.07  # null: plain majority vote
     random_init: bool = True  # the same protocol on the same architecture with random weights, beside it
+    cache: bool = True  # keep features in ~/.cache/heatssl/features ($XDG_CACHE_HOME/heatssl/features), at most 20 GiB
 
 
 @dataclass
 class ProbeConfig(EvaluationConfig):
     """``heatssl probe``: a classifier on frozen features."""
 
+    protocol: str = "features"  # extracted once; mae: a linear classifier trained by LARS on random crops, for long
     head: str = "linear"  # on mean-pooled features, kept in a file; attentive or block: on feature maps, not kept
+    depth: int = 1  # of block: transformer blocks
     solver: str = "logistic_regression"  # of linear: a grid of L2 strengths; or sgd, a grid of learning rates
-    grid: list[float] = field(default_factory=list)  # empty: the default grid of the solver or head
+    grid: list[float] = field(default_factory=list)  # empty: the default of solver or head; of mae: rates for batch 256
     iterations: int = 100  # of logistic_regression, at most
-    epochs: int | None = None  # of sgd, attentive and block; null: their default
-    held_out: float = 0.1  # share of train that selects the point of the grid
+    epochs: int | None = None  # of sgd, mae, attentive and block; null: their default
+    held_out: float = 0.1  # share of train that selects the point of the grid, where that has several
     shots: int | None = None  # few labels: so many images of each class train the linear probe
     share: float | None = None  # or this share of train
     draws: int = 5  # of the few, each with other images: the mean of their accuracies, and their deviation
     random_init: bool = True
+    cache: bool = True  # keep features on disk, as knn does
 
 
 @dataclass
@@ -169,7 +173,7 @@ class FinetuneConfig(EvaluationConfig):
 class HealthConfig(EvaluationConfig):
     """``heatssl health``: figures that need no labels."""
 
-    images: int = 1000  # of val
+    images: int = 1000  # of val, or of the held-out share of train
     views: int = 8  # random crops of each, in other colours
     other: str | None = None  # weights that CKA compares with, such as RUN/best
     random_init: bool = True
@@ -180,12 +184,14 @@ class EvaluateConfig:
     """``heatssl evaluate``: several backbones in one table."""
 
     sources: list[str] = field(default_factory=list)  # as run= of knn: run folders, timm:NAME, FILE?NAME, ...
-    suite: str = "quick"  # quick: knn and the linear probe; full: few labels, attentive and one-block probe too
+    suite: str = "quick"  # knn and the linear probe; full: few labels, heads and, where there are masks, segmentation
     data: DataConfig | None = None  # null: of each run its own
     seeds: list[int] = field(default_factory=lambda: [0])  # of the probes; several show their spread
+    fresh: bool = False  # measure again what stands in evaluation.json of the run or in results.json already
     batch_size: int = 256
     workers: int = 2
     accelerator: str = "auto"
+    cache: bool = True  # keep features on disk, as knn does
     output: str = "runs/evaluation"  # results.json, .csv, .md and .html
 
 

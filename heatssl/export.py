@@ -280,7 +280,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UserError: when the disk is full or cannot be written; the old file is intact then.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with disk_errors(path):
         try:
             with temporary.open("wb") as file:

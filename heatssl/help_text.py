@@ -33,10 +33,13 @@ EXAMPLES = {
         "heatssl probe run=runs/demo",
         "heatssl probe run=runs/demo head=attentive",
         "heatssl probe run=runs/demo shots=5",
+        "heatssl probe run=runs/demo protocol=mae batch_size=512",
         "heatssl probe run=runs/demo/best data=folder data.root=/path/to/images",
     ],
     "knn": [
         "heatssl knn run=runs/demo",
+        "heatssl knn run=runs/demo k=[10,20,50,100,200]",
+        "torchrun --nproc-per-node=8 -m heatssl.cli knn run=runs/demo",
         "heatssl knn run=timm:vit_small_patch16_224 data=folder data.root=/path/to/images",
     ],
     "finetune": [

@@ -1,6 +1,6 @@
-"""Linear probe of frozen features; the same as ``heatssl probe``. One process is enough.
+"""Linear probe of frozen features; the same as ``heatssl probe``. Several processes share the extraction.
 
-torchrun --nproc-per-node=1 tools/linear_probe.py run=runs/demo
+torchrun --nproc-per-node=8 tools/linear_probe.py run=runs/demo
 python tools/linear_probe.py run=runs/demo
 """
 

@@ -181,8 +181,7 @@ def _of_split(source: Source, config: AttributeConfig) -> _Images:
         bad.check()
 
     told = f"object: values {list(config.objects)} of the masks, {list(config.ignore)} ignored" if masked else ""
-    # The held-out share of train stands in val's place only where classes are read; masks have splits of their own.
-    name = split if masked or split == "train" else source.split
+    name = split if split == "train" else source.split
     return _Images(parts(), len(chosen), told, source.data.name, name)
 
 

@@ -16,7 +16,8 @@ from heatssl.config import AttributeConfig
 from heatssl.data.decode import decode
 from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe, load_probe
-from heatssl.evaluation.source import Source, cached_features, fingerprint, open_source
+from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.evaluation.split_features import split_features
 from heatssl.export import is_run
 
 WORDS = "self, probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, or an image file"
@@ -61,7 +62,7 @@ def _neighbours(config: AttributeConfig, source: Source) -> Wish:
     if config.data is None and not is_run(config.run):
         raise UserError(f"target=neighbours needs images of train, and {config.run} has none: give data=... data.root=")
     own = open_source(replace(config, data=None)) if is_run(config.run) else source
-    _, features, labels = cached_features(source.backbone, "train", own, config.batch_size)
+    features, labels = split_features(source.backbone, "train", own, config.batch_size)
     k = min(20, len(labels))
     maker = neighbours(features, labels, k=k)
     what = f"neighbours: cosine to the class that {k} of {len(labels)} images of train ({own.data.name}) vote for"

@@ -2,7 +2,7 @@
 
 from heatssl.data.augment import augment, denormalise, normalise
 from heatssl.data.batch import BadFiles, Batch
-from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset
+from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset, digest, in_rounds
 from heatssl.data.loading import eval_loader, steps_per_epoch, train_loader
 from heatssl.data.masked import MaskedData, has_masks, open_masked
 from heatssl.data.open import open_split
@@ -17,8 +17,10 @@ __all__ = [
     "augment",
     "balanced_subset",
     "denormalise",
+    "digest",
     "eval_loader",
     "has_masks",
+    "in_rounds",
     "normalise",
     "open_masked",
     "open_split",

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def decode(data: bytes) -> Image.Image:
@@ -16,10 +18,7 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         Exception: whatever the decoder raises on a damaged file.
     """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:  # whose own words name a memory address instead of the file
-        raise UnidentifiedImageError("not an image, or of an unknown format") from error
+    image: Image.Image = _open(data)
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
@@ -31,6 +30,21 @@ def decode(data: bytes) -> Image.Image:
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, image).convert("RGB")
     return image.convert("RGB")
+
+
+def shown_size(data: bytes) -> tuple[int, int]:
+    """Width and height that :func:`decode` would give, without decoding, where the format tells."""
+    image = _open(data)
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
+    return (height, width) if turned else (width, height)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:  # whose own words name a memory address instead of the file
+        raise UnidentifiedImageError("not an image, or of an unknown format") from error
 
 
 def _to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:

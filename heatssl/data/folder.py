@@ -47,9 +47,22 @@ class Folder(ClassFolders):
         """Path of image i."""
         return str(self.folder / self._paths[i])
 
+    def version(self, i: int) -> str:
+        """Path below the split, size and times of file i."""
+        return f"{self._paths[i]} {state_of(self.folder / self._paths[i])}"
+
     def load(self, i: int) -> Image.Image:
         """Decode image i to RGB."""
         return decode((self.folder / self._paths[i]).read_bytes())
+
+
+def state_of(path: Path) -> str:
+    """Size of a file, and when its contents and its entry have changed; empty where there is none any more."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"  # tools set the first of the times, not the second
 
 
 def existing(root: str) -> Path:

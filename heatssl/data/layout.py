@@ -100,15 +100,17 @@ def check_classes_agree(where: str, train: Sequence[str], val: Sequence[str]) ->
     """Refuse a val that holds a class unknown to train.
 
     Raises:
-        UserError: naming the first such class and the nearest one of train.
+        UserError: naming the first such class and the nearest one of train, and what val lacks.
     """
-    unknown = sorted(set(val) - set(train))
+    unknown, missing = sorted(set(val) - set(train)), sorted(set(train) - set(val))
     if unknown:
         nearest = get_close_matches(unknown[0], train, n=1)
         hint = f"rename it to {nearest[0]!r}" if nearest else "remove it"
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         lacking = f"class {unknown[0]!r}{more}, which train lacks"
-        raise UserError(f"{where} has {lacking}: {hint}, or add it to train")
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        and_lacks = f", and lacks {missing[0]!r}{others}, which train has" if missing else ""
+        raise UserError(f"{where} has {lacking}{and_lacks}: {hint}, or add it to train")
 
 
 def root_of(root: str | None, name: str) -> str:

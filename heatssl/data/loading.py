@@ -4,7 +4,6 @@ What a training batch holds depends only on (seed, step, rank, world) and the da
 step k meets the batches it would have met, whatever its number of workers.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -62,10 +61,16 @@ def train_loader(
     return _loader(_Views(data, config.image_size, config.crop_scale), steps, config.workers)
 
 
-def eval_loader(data: ImageData, config: DataConfig, *, batch_size: int) -> "DataLoader[Batch]":
-    """All images once, in order: the centre square, scaled to (S, S). The last batch may be smaller."""
+def eval_loader(
+    data: ImageData, config: DataConfig, *, batch_size: int, rank: int = 0, world: int = 1
+) -> "DataLoader[Batch]":
+    """All images once, in order: the centre square, scaled to (S, S). The last batch may be smaller.
+
+    Of ``world`` processes each gets a share of the batches: those of process 0 come first, and a batch holds what it
+    would hold with a single process.
+    """
     views = _Views(data, config.image_size, config.crop_scale)
-    return _loader(views, _InOrder(len(data), batch_size), config.workers)
+    return _loader(views, _InOrder(len(data), batch_size, rank, world), config.workers)
 
 
 class _View(NamedTuple):
@@ -105,17 +110,19 @@ class _Steps(Sampler[list[_View]]):
 
 
 class _InOrder(Sampler[list[_View]]):
-    """Every image once."""
+    """Every image of this process's share of the batches, once."""
 
-    def __init__(self, images: int, batch_size: int) -> None:
+    def __init__(self, images: int, batch_size: int, rank: int, world: int) -> None:
+        firsts = range(0, images, batch_size)
         self.images = images
         self.batch_size = batch_size
+        self.firsts = firsts[rank * len(firsts) // world : (rank + 1) * len(firsts) // world]
 
     def __len__(self) -> int:
-        return math.ceil(self.images / self.batch_size)
+        return len(self.firsts)
 
     def __iter__(self) -> Iterator[list[_View]]:
-        for first in range(0, self.images, self.batch_size):
+        for first in self.firsts:
             yield [_View(index) for index in range(first, min(first + self.batch_size, self.images))]
 
 

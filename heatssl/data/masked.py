@@ -4,7 +4,7 @@ Classes of the images play no part: val may have others than train.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -15,9 +15,10 @@ from PIL import Image
 
 from heatssl.config import DataConfig
 from heatssl.data import folder, tar
-from heatssl.data.decode import decode
-from heatssl.data.image_data import ImageData, Split
+from heatssl.data.decode import decode, shown_size
+from heatssl.data.image_data import ImageData, Split, Subset
 from heatssl.data.layout import root_of
+from heatssl.data.open import chosen
 from heatssl.data.shapes import Shapes
 from heatssl.errors import UserError
 
@@ -37,23 +38,17 @@ class Masked:
     Args:
         split: which one.
         names: of the images, to tell of them.
-        read_image, read_mask: the bytes of file i.
+        images, masks: the files.
 
     Attributes:
         classes: one, for all images.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        names: Sequence[str],
-        read_image: Callable[[int], bytes],
-        read_mask: Callable[[int], bytes],
-    ) -> None:
+    def __init__(self, split: Split, names: Sequence[str], images: "_Files", masks: "_Files") -> None:
         self.split = split
         self.classes = ["image"]
         self._names = names
-        self._read_image, self._read_mask = read_image, read_mask
+        self._images, self._masks = images, masks
 
     @property
     def labels(self) -> list[int]:
@@ -67,17 +62,21 @@ class Masked:
         """Path of image i, as far as it is one."""
         return self._names[i]
 
+    def version(self, i: int) -> str:
+        """What changes when image i does, or its mask."""
+        return f"{self._images.version(i)} {self._masks.version(i)}"
+
     def load(self, i: int) -> Image.Image:
         """Decode image i to RGB."""
-        return decode(self._read_image(i))
+        return decode(self._images.read(i))
 
     def mask(self, i: int) -> NDArray[np.uint8]:
         """Classes of image i; a mask is one channel of whole numbers below 256, or a palette."""
-        picture: Image.Image = Image.open(io.BytesIO(self._read_mask(i)))
+        picture: Image.Image = Image.open(io.BytesIO(self._masks.read(i)))
         values = np.asarray(picture)
         if values.ndim != 2 or values.dtype.kind not in "bui" or values.max(initial=0) > 255:
             raise ValueError(f"the mask of {self.name(i)} is {picture.mode}, not one channel of classes below 256")
-        if values.shape != self.load(i).size[::-1]:
+        if values.shape != shown_size(self._images.read(i))[::-1]:
             raise ValueError(f"the mask of {self.name(i)} has another size than its image")
         return values.astype(np.uint8)
 
@@ -90,14 +89,45 @@ class MaskedShapes(Shapes):
         return super().mask(i).astype(np.uint8)
 
 
+class MaskedSubset(Subset):
+    """What settings leave of images with masks."""
+
+    def mask(self, i: int) -> NDArray[np.uint8]:
+        """Classes of image i."""
+        data, index = self.data, int(self.indices[i])
+        while isinstance(data, Subset):
+            index = int(data.indices[index])
+            data = data.data
+        found: NDArray[np.uint8] = data.mask(index)  # type: ignore[attr-defined]  # see open_masked
+        return found
+
+
 def open_masked(config: DataConfig, split: Split) -> MaskedData:
-    """Open the images of a split that have masks, and check the layout.
+    """Open the images of a split that have masks, check the layout, and leave what the settings leave.
+
+    ``train_size``, ``val_size`` and ``held_out`` are those of :func:`heatssl.data.open_split`.
 
     Raises:
         UserError: when there is no mask, or an image has none; the message names the fix.
     """
+    data = chosen(config, split, _whole)
+    return MaskedSubset(data.data, data.indices) if isinstance(data, Subset) else data  # type: ignore[return-value]
+
+
+def has_masks(config: DataConfig, split: Split) -> bool:
+    """Whether a split has any: nothing is said about their being complete, see :func:`open_masked`."""
+    place: Split = "train" if config.held_out else split
+    if config.name == "folder":
+        return (folder.existing(root_of(config.root, "folder")) / "masks" / place).is_dir()
+    if config.name == "tar":
+        path = tar.existing(root_of(config.root, "tar"))
+        return bool(tar.index_of(path, tar.version_of(path), "masks")[place])
+    return config.name == "shapes"
+
+
+def _whole(config: DataConfig, split: Split, size: int | None) -> MaskedData:
     if config.name == "shapes":
-        return MaskedShapes(split, config.image_size, config.train_size if split == "train" else config.val_size)
+        return MaskedShapes(split, config.image_size, size)
     if config.name == "tar":
         return _in_tar(root_of(config.root, "tar"), split)
     if config.name == "folder":
@@ -105,13 +135,23 @@ def open_masked(config: DataConfig, split: Split) -> MaskedData:
     raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
 
 
+class _Files(Protocol):
+    def read(self, i: int) -> bytes: ...
+
+    def version(self, i: int) -> str: ...
+
+
 @dataclass(frozen=True)
 class _TarFiles:
     reader: tar.Reader
     entries: list[tar.Entry]
+    state: tuple[int, ...]
 
-    def __call__(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes:
         return self.reader.read(self.entries[i].offset, self.entries[i].size)
+
+    def version(self, i: int) -> str:
+        return f"{self.entries[i]} {self.state}"
 
 
 @dataclass(frozen=True)
@@ -119,34 +159,26 @@ class _FolderFiles:
     base: Path
     paths: list[str]
 
-    def __call__(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes:
         return (self.base / self.paths[i]).read_bytes()
 
-
-def has_masks(config: DataConfig, split: Split) -> bool:
-    """Whether there is any mask in a split, as far as the layout says; see :func:`open_masked` for the rest."""
-    if config.name == "tar":
-        return bool(_entries(tar.existing(root_of(config.root, "tar")), split, "masks"))
-    if config.name == "folder":
-        return (folder.existing(root_of(config.root, "folder")) / "masks" / split).is_dir()
-    return config.name == "shapes"
-
-
-def _entries(path: Path, split: Split, below: str) -> list[tar.Entry]:
-    stat = path.stat()
-    return tar.index_of(path, (stat.st_size, stat.st_mtime_ns), below)[split]
+    def version(self, i: int) -> str:
+        return f"{self.paths[i]} {folder.state_of(self.base / self.paths[i])}"
 
 
 def _in_tar(root: str, split: Split) -> Masked:
     path = tar.existing(root)
-    images, masks = ({entry.path: entry for entry in _entries(path, split, below)} for below in ("", "masks"))
+    version = tar.version_of(path)
+    images, masks = (
+        {entry.path: entry for entry in tar.index_of(path, version, below)[split]} for below in ("", "masks")
+    )
     pairs = _pairs(f"{path}:", split, list(images), list(masks))
     reader = tar.Reader(path)
     return Masked(
         split,
         [f"{path.name}:{split}/{image}" for image, _ in pairs],
-        _TarFiles(reader, [images[image] for image, _ in pairs]),
-        _TarFiles(reader, [masks[mask] for _, mask in pairs]),
+        _TarFiles(reader, [images[image] for image, _ in pairs], version),
+        _TarFiles(reader, [masks[mask] for _, mask in pairs], version),
     )
 
 

@@ -1,5 +1,6 @@
 """From a configuration to a data set."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,29 +23,47 @@ def open_split(config: DataConfig, split: Split) -> ImageData:
     Raises:
         UserError: on an unknown name or a layout that cannot work; the message names the fix.
     """
+    return chosen(config, split, _whole)
+
+
+def chosen(config: DataConfig, split: Split, whole: Callable[[DataConfig, Split, int | None], ImageData]) -> ImageData:
+    """What the settings leave of a data set.
+
+    Args:
+        config: ``held_out``, ``train_size`` and ``val_size``.
+        split: which one.
+        whole: opens a split, given how many images it has to make, where it makes them.
+
+    Raises:
+        UserError: when nothing is left, and what ``whole`` raises.
+    """
     if config.held_out:
-        return _split_of_train(config, split)
+        return _split_of_train(config, split, whole)
     size = config.train_size if split == "train" else config.val_size
     if size is not None and size < 1:
         raise UserError(f"data.{split}_size={size} leaves no image: use at least 1, or null for all")
-    data: ImageData
+    data = whole(config, split, size)
+    return data if size is None or size >= len(data) else balanced_subset(data, size)
+
+
+def _whole(config: DataConfig, split: Split, size: int | None) -> ImageData:
     if config.name == "shapes":
         data = Shapes(split, config.image_size, size)
         if config.expected_classes not in (None, len(data.classes)):
             raise UserError(f"shapes has {len(data.classes)} classes: set data.expected_classes=null")
         return data
     if config.name == "folder":
-        data = Folder(config.root, split, config.expected_classes)
-    elif config.name == "tar":
-        data = Tar(config.root, split, config.expected_classes)
-    else:
-        raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
-    return data if size is None or size >= len(data) else balanced_subset(data, size)
+        return Folder(config.root, split, config.expected_classes)
+    if config.name == "tar":
+        return Tar(config.root, split, config.expected_classes)
+    raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
 
 
-def _split_of_train(config: DataConfig, split: Split) -> Subset:
+def _split_of_train(
+    config: DataConfig, split: Split, whole: Callable[[DataConfig, Split, int | None], ImageData]
+) -> Subset:
     """Train without its held-out share, or that share in the place of val."""
-    train = open_split(replace(config, held_out=0.0), "train")
+    train = chosen(replace(config, held_out=0.0), "train", whole)
     count = round(config.held_out * len(train))
     if not 0 < count < len(train):
         raise UserError(f"data.held_out={config.held_out:g} of {len(train)} images splits nothing: use 0.1, or 0")

@@ -59,6 +59,10 @@ class Shapes:
         """For example ``val/00007 ring``."""
         return f"{self.split}/{i:05d} {CLASSES[i % len(CLASSES)]}"
 
+    def version(self, i: int) -> str:
+        """Name and size: the code that paints decides the rest."""
+        return f"{self.name(i)} {self.image_size}"
+
     def load(self, i: int) -> Image.Image:
         """The scene, RGB."""
         return Image.fromarray(self._scenes.images[i])

@@ -40,8 +40,8 @@ class Tar(ClassFolders):
 
     def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
         self.path = existing(root_of(root, "tar"))
-        stat = self.path.stat()
-        index = index_of(self.path, (stat.st_size, stat.st_mtime_ns))
+        self._version = version_of(self.path)
+        index = index_of(self.path, self._version)
         names: dict[Split, list[str]] = {}
         for each in SPLITS:
             entries = index[each]
@@ -62,6 +62,10 @@ class Tar(ClassFolders):
     def name(self, i: int) -> str:
         """For example ``imagenette96.tar:val/n01440764/0007.jpg``."""
         return f"{self.path.name}:{self.split}/{self._paths[i]}"
+
+    def version(self, i: int) -> str:
+        """Path and place in the tar, and what the tar was when it was opened."""
+        return f"{self._paths[i]} {self._offsets[i]} {self._version}"
 
     def load(self, i: int) -> Image.Image:
         """Decode image i to RGB."""
@@ -113,7 +117,13 @@ def existing(root: str) -> Path:
     return path
 
 
-def index_of(path: Path, version: tuple[int, int], below: str = "") -> dict[Split, list[Entry]]:
+def version_of(path: Path) -> tuple[int, ...]:
+    """Size, and times of the last change: a file that has others is another one."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def index_of(path: Path, version: tuple[int, ...], below: str = "") -> dict[Split, list[Entry]]:
     """The images of each split, sorted by path.
 
     The outermost ``train`` or ``val`` counts: ``masks/train/..`` beside ``train/..`` is something else, and found below
@@ -131,8 +141,8 @@ def index_of(path: Path, version: tuple[int, int], below: str = "") -> dict[Spli
 
 
 @lru_cache(maxsize=4)
-def _index(path: Path, _version: tuple[int, int]) -> dict[PurePosixPath, dict[str, list[Entry]]]:
-    """Images by what stands before their split; a file of another version (size, time) is read anew."""
+def _index(path: Path, _version: tuple[int, ...]) -> dict[PurePosixPath, dict[str, list[Entry]]]:
+    """Images by what stands before their split; a file of another version (size, times) is read anew."""
     found: dict[PurePosixPath, dict[str, list[Entry]]] = {}
     try:
         with tarfile.open(path, "r:") as archive:

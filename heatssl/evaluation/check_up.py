@@ -12,9 +12,9 @@ from heatssl.backbones import feature_map, pooled_features
 from heatssl.config import HealthConfig
 from heatssl.data import eval_loader, normalise, open_split
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.commands import backbones_of
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.health import alignment, area_holding, lidar, linear_cka, receptive_field, uniformity
+from heatssl.evaluation.measure import backbones_of
 from heatssl.evaluation.results import commit, hardware
 from heatssl.evaluation.source import Source, open_source
 from heatssl.export import load_backbone, write_atomically

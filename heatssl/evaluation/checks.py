@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from heatssl.data import ImageData
 from heatssl.errors import UserError
 
 CHUNK = 2**24  # numbers that are looked at at a time
@@ -63,6 +64,40 @@ def _check_values(split: str, kind: str, x: Tensor, y: Tensor) -> None:
 def _check_device(*tensors: Tensor) -> None:
     if len({tensor.device for tensor in tensors}) > 1:
         raise UserError("train and test features and labels lie on different devices: move them to one")
+
+
+def check_classes(train: ImageData, val: ImageData, split: str) -> None:
+    """At least two classes, with images in train and in val; labels are positions among train's names in both.
+
+    A subset smaller than the number of classes cannot have them all, and is let through.
+
+    Args:
+        train: what is learned from.
+        val: what is tested.
+        split: what to call it.
+
+    Raises:
+        UserError: naming the classes.
+    """
+    sizes = {name: _images_of_each_class(data) for name, data in (("train", train), (split, val))}
+    if int((sizes["train"] > 0).sum()) < 2:
+        raise UserError(
+            f"all {len(train)} images of train are of class {train.classes[train.labels[0]]!r}: "
+            "add a folder of images for a second class"
+        )
+    for name, other in (("train", split), (split, "train")):
+        lacking = [train.classes[i] for i in ((sizes[name] == 0) & (sizes[other] > 0)).nonzero().flatten().tolist()]
+        # Subsets go round the classes: where one has its second image, every class that has any has its first.
+        if lacking and int(sizes[name].max()) > 1:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise UserError(
+                f"{name} has no image of class {lacking[0]!r}{more}, which {other} has: "
+                f"add some to {name}, or take the class out of {other}"
+            )
+
+
+def _images_of_each_class(data: ImageData) -> Tensor:
+    return torch.bincount(torch.tensor(data.labels), minlength=len(data.classes))
 
 
 def check_labels(train_y: Tensor, test_y: Tensor) -> None:

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from heatssl.backbones import feature_map, pooled_features
 from heatssl.config import DataConfig
-from heatssl.data import BadFiles, ImageData, eval_loader, normalise
+from heatssl.data import BadFiles, Batch, ImageData, eval_loader, normalise
 from heatssl.errors import UserError
 
 MOST_BYTES = 4 * 2**30  # of memory for the maps of one split
@@ -23,6 +24,8 @@ def extract_features(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    rank: int = 0,
+    world: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Mean-pooled features of every readable image, in order, resized and centre-cropped.
 
@@ -30,24 +33,21 @@ def extract_features(
         backbone: moved to ``device``; runs in evaluation mode, and its modes are restored.
         data: one split, see :func:`heatssl.data.open_split`.
         config: image size, normalisation, workers and the tolerated share of unreadable files.
-        batch_size: images per forward pass; changes nothing but speed and memory.
+        batch_size: images per forward pass; changes nothing but speed, memory, and rounding.
         device: where the backbone runs.
         progress: show a bar on a terminal once the work has taken two seconds.
+        rank: of this process, which extracts its share alone; the shares in the order of ranks are the whole, bit for
+            bit. Each share has to stay below the tolerated share of unreadable files.
+        world: number of processes.
 
     Returns:
         features (N, C) float32 and labels (N,) long, both on the CPU.
 
     Raises:
-        UserError: when too many files cannot be read, or none can.
+        UserError: when too many files cannot be read, or none can, or features are not finite: the images are named.
     """
-    features: list[Tensor] = []
-
-    def keep(images: Tensor) -> None:
-        features.append(pooled_features(backbone, images).float().cpu())
-
-    labels = _each_batch(keep, backbone, data, config, batch_size, device, progress)
-    # Out of inference mode: callers may train on what they get.
-    return torch.cat(features).clone(), labels
+    loader = eval_loader(data, config, batch_size=batch_size, rank=rank, world=world)
+    return _each_batch(_Table(torch.float32), pooled_features, backbone, data, config, loader, device, progress)
 
 
 def extract_maps(
@@ -65,61 +65,84 @@ def extract_maps(
         maps (N, C, h, w) float16 and labels (N,) long, both on the CPU.
 
     Raises:
-        UserError: when too many files cannot be read, or none can, or the maps would take more than ``MOST_BYTES``.
+        UserError: as :func:`extract_features`, or when the maps would take more than ``MOST_BYTES``.
     """
-    maps, filled = torch.empty(0), 0
+    loader = eval_loader(data, config, batch_size=batch_size)
+    table = _Table(torch.float16, MOST_BYTES)
+    return _each_batch(table, feature_map, backbone, data, config, loader, device, progress)
 
-    def keep(images: Tensor) -> None:
-        nonlocal maps, filled
-        found = feature_map(backbone, images)
-        if not filled:
-            maps = _room(len(data), found.shape[1:])
-        maps[filled : filled + len(found)] = found
-        filled += len(found)
 
-    labels = _each_batch(keep, backbone, data, config, batch_size, device, progress)
-    return maps[:filled], labels
+class _Table:
+    """Rows (N, ...), in memory that is taken once: joining a list of them in the end would take it twice."""
+
+    def __init__(self, dtype: torch.dtype, most_bytes: int | None = None) -> None:
+        self.dtype = dtype
+        self.most_bytes = most_bytes
+        self._rows = torch.empty(0, dtype=dtype)
+        self._filled = 0
+
+    def add(self, rows: Tensor, count: int) -> Tensor:
+        """Which of the rows (B, ...) are finite, (B,); of ``count`` rows that may come."""
+        if not self._filled:
+            self._rows = self._room(count, rows.shape[1:])
+        here = self._rows[self._filled : self._filled + len(rows)]
+        here.copy_(rows)
+        self._filled += len(rows)
+        return torch.isfinite(here.flatten(1)).all(dim=1)
+
+    def rows(self) -> Tensor:
+        """All that were added; of no larger storage, which a file would hold as well."""
+        return self._rows if self._filled == len(self._rows) else self._rows[: self._filled].clone()
+
+    def _room(self, count: int, shape: torch.Size) -> Tensor:
+        needed = self.dtype.itemsize * count * shape.numel()
+        if self.most_bytes is not None and needed > self.most_bytes:
+            raise UserError(
+                f"the feature maps of {count} images, {' x '.join(map(str, shape))} each, would take "
+                f"{needed / 1e9:.1f} GB of memory, more than {self.most_bytes / 1e9:.1f}: "
+                "use fewer images (data.train_size, data.val_size) or head=linear"
+            )
+        with torch.inference_mode(False):  # callers may train on what they get
+            return torch.empty(count, *shape, dtype=self.dtype)
 
 
 def _each_batch(
-    keep: Callable[[Tensor], None],
+    table: _Table,
+    forward: Callable[[nn.Module, Tensor], Tensor],
     backbone: nn.Module,
     data: ImageData,
     config: DataConfig,
-    batch_size: int,
+    loader: "DataLoader[Batch]",
     device: torch.device | str,
     progress: bool,
-) -> Tensor:
-    """Hand every batch of readable, normalised images (B, 3, H, W) to ``keep``; the labels (N,) of them all."""
+) -> tuple[Tensor, Tensor]:
+    """What ``forward`` makes of every readable, normalised image (B, 3, H, W), and their labels (N,)."""
     backbone.to(device)
     bad = BadFiles(config.bad_fraction)
     # None: tqdm stays silent where nobody watches, in a file or a pipe.
     hidden = None if progress else True
-    labels = []
-    loader = eval_loader(data, config, batch_size=batch_size)
+    labels, broken = [torch.empty(0, dtype=torch.long)], []
     with evaluation_mode(backbone), torch.inference_mode():
         for batch in tqdm(loader, desc="features", unit="batch", delay=2, leave=False, disable=hidden):
             bad.update(batch)
             if len(batch.images):
-                keep(normalise(batch.images.to(device, non_blocking=True), config))
+                found = forward(backbone, normalise(batch.images.to(device, non_blocking=True), config))
+                finite = table.add(found, len(data))
+                broken += [data.name(int(i)) for i in batch.indices[~finite]]
                 labels.append(batch.labels)
     bad.check()
-    if not labels:
-        raise UserError(f"none of the {len(data)} images can be read: check data.root={config.root}")
-    return torch.cat(labels)
-
-
-def _room(count: int, shape: torch.Size) -> Tensor:
-    """Memory for all maps at once: joining a list of them in the end would take it twice."""
-    needed = 2 * count * shape.numel()
-    if needed > MOST_BYTES:
-        raise UserError(
-            f"the feature maps of {count} images, {' x '.join(map(str, shape))} each, would take "
-            f"{needed / 1e9:.1f} GB of memory, more than {MOST_BYTES / 1e9:.1f}: "
-            "use fewer images (data.train_size, data.val_size) or head=linear"
+    if broken:
+        more = f", {broken[0]} first" if len(broken) > 1 else f": {broken[0]}"
+        fix = (
+            "use an earlier checkpoint, or take these images out"
+            if len(broken) < len(data)
+            else "the weights are broken, use an earlier checkpoint"
         )
-    with torch.inference_mode(False):  # callers may train on what they get
-        return torch.empty(count, *shape, dtype=torch.float16)
+        raise UserError(f"features of {len(broken)} of {len(data)} images are NaN or infinite{more}: {fix}")
+    if len(labels) == 1 and len(loader):
+        raise UserError(f"none of the {len(data)} images can be read: check data.root={config.root}")
+    with torch.inference_mode(False):
+        return table.rows(), torch.cat(labels)
 
 
 @contextmanager

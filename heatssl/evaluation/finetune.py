@@ -5,14 +5,11 @@ smoothing, drop path, an average of the weights over steps. Settings are fixed b
 """
 
 import dataclasses
-import hashlib
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import timm.optim
 import torch
@@ -24,13 +21,13 @@ from tqdm import tqdm
 
 from heatssl.backbones import create_backbone, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
-from heatssl.data import BadFiles, ImageData, augment, eval_loader, normalise, open_split, steps_per_epoch, train_loader
+from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.checks import check_labels
-from heatssl.evaluation.commands import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.features import evaluation_mode
+from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.supervised import Checkpoint, Plan, Stateful, train_on_labels
 from heatssl.export import write_atomically
 
 
@@ -65,10 +62,7 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
     _check_settings(config)
     source = open_source(config)
     data = dataclasses.replace(source.data, crop_scale=config.crop_scale)
-    train, val = open_split(data, "train"), open_split(data, "val")
-    if train.classes != val.classes:
-        raise UserError(f"train and val have different classes: make the folders under {data.root} the same")
-    check_labels(torch.tensor(train.labels), torch.tensor(val.labels))
+    train, val = source.splits["train"], source.splits["val"]
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):
         start = time.perf_counter()
@@ -113,46 +107,32 @@ def fit(
     model.to(device).train()
     optimizer = timm_optimizer(model, config)
     average = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
-    per_epoch = steps_per_epoch(train, config.batch_size)
-    steps = per_epoch * config.epochs
     mixes = config.mixup > 0 or config.cutmix > 0
     mix = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=model.head.out_features)
-    state = _Checkpoint(source.output / f"finetune_{weights}.ckpt", config, fingerprint(model.backbone))
-    first = state.load(model, optimizer, average)
-    loader = train_loader(train, data, batch_size=config.batch_size, seed=config.seed, start_step=first)
-    bad = BadFiles(data.bad_fraction)
-    with tqdm(total=steps, initial=first, desc="finetune", unit="step", delay=2, leave=False, disable=None) as bar:
-        for step, batch in zip(range(first, steps), loader, strict=False):
-            bad.update(batch)
-            torch.manual_seed(config.seed + step)
-            np.random.seed((config.seed + step) % 2**32)  # noqa: NPY002 (timm's mixup draws from it)
-            for group in optimizer.param_groups:
-                group["lr"] = (
-                    config.learning_rate * group.get("lr_scale", 1.0) * _schedule(step, steps, config, per_epoch)
-                )
-            images, labels = normalise(augment(batch.images.to(device), data), data), batch.labels.to(device)
-            kept = len(images) // 2 * 2  # of unreadable files some batches are odd
-            images, labels = images[:kept], labels[:kept]
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                if mixes:
-                    images, soft = mix(images, labels)
-                    loss = -(soft * F.log_softmax(model(images).float(), dim=1)).sum(dim=1).mean()
-                else:
-                    loss = F.cross_entropy(model(images).float(), labels, label_smoothing=config.smoothing)
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss of step {step} is {loss.item()}: lower learning_rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip or math.inf)
-            optimizer.step()
-            if average is not None:
-                average.update(model, step=step)
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            if (step + 1) % per_epoch == 0:
-                state.save(step + 1, model, optimizer, average)
-    bad.check()
-    state.path.unlink(missing_ok=True)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        kept = len(images) // 2 * 2  # of unreadable files some batches are odd
+        images, labels = images[:kept], labels[:kept]
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            if not mixes:
+                return F.cross_entropy(model(images).float(), labels, label_smoothing=config.smoothing)
+            images, soft = mix(images, labels)
+            return -(soft * F.log_softmax(model(images).float(), dim=1)).sum(dim=1).mean()
+
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
+    if average is not None:
+        parts["average"] = average.module
+    train_on_labels(
+        loss,
+        optimizer,
+        train,
+        data,
+        Plan(config.epochs, config.warmup_epochs, config.batch_size, config.seed, config.gradient_clip),
+        Checkpoint(source.output / f"finetune_{weights}.ckpt", source.key("finetune", config), parts),
+        device,
+        name="finetune",
+        after_step=None if average is None else lambda step: average.update(model, step=step),
+    )
     trained: nn.Module = model if average is None else average.module
     return trained.eval()
 
@@ -166,50 +146,6 @@ def timm_optimizer(model: Classifier, config: FinetuneConfig) -> torch.optim.Ada
     groups.append({"params": [model.head.weight], "weight_decay": config.weight_decay})
     groups.append({"params": [model.head.bias], "weight_decay": 0.0})
     return torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.999))
-
-
-def _schedule(step: int, steps: int, config: FinetuneConfig, per_epoch: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    warmup = min(round(config.warmup_epochs * per_epoch), steps - 1)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-class _Checkpoint:
-    """The state after an epoch, for the very same settings and weights."""
-
-    def __init__(self, path: Path, config: FinetuneConfig, weights: str) -> None:
-        bookkeeping = ("workers", "output", "accelerator")
-        settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in bookkeeping}
-        self.path = path
-        self.key = hashlib.sha256(f"{json.dumps(settings, sort_keys=True)} {weights}".encode()).hexdigest()
-
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEmaV3 | None) -> int:
-        """Go on where it stopped; the number of steps that are done."""
-        if not self.path.exists():
-            return 0
-        found = torch.load(self.path, map_location="cpu", weights_only=True)
-        if found["key"] != self.key:
-            return 0
-        model.load_state_dict(found["model"])
-        optimizer.load_state_dict(found["optimizer"])
-        if average is not None:
-            average.module.load_state_dict(found["average"])
-        print(f"going on from step {found['step']} of {self.path}", flush=True)
-        return int(found["step"])
-
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEmaV3 | None) -> None:
-        """Whole or not at all."""
-        state = {
-            "key": self.key,
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.module.state_dict() if average is not None else {},
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, lambda file: torch.save(state, file))
 
 
 @torch.inference_mode()
@@ -255,4 +191,4 @@ def _result(
         "mean over positions and a linear layer"
     )
     sizes = (len(train), len(val))
-    return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config.seed, start)
+    return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config, start)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.evaluation.linear import ROWS, LinearProbe, moments
+from heatssl.schedule import warmup_cosine
 
 LEARNING_RATES = tuple(10 ** (k / 3 - 3) for k in range(13))  # 0.001 to 10, three to a decade
 BATCH = 256
@@ -37,8 +38,7 @@ def gradient_descent(
             error = (inputs[rows] @ heads).unflatten(1, (-1, classes)).softmax(dim=2)
             error -= F.one_hot(y[rows], classes)[:, None]
             velocity.mul_(MOMENTUM).addmm_(inputs[rows].T, error.flatten(1), alpha=1 / len(rows))
-            decay = (1 + math.cos(math.pi * step / steps)) / 2
-            heads -= decay * rates * velocity
+            heads -= warmup_cosine(step, 0, steps) * rates * velocity
             step += 1
     columns = heads.T.unflatten(0, (-1, classes))  # (G, K, C + 1)
     return [LinearProbe(head[:, :-1].contiguous(), head[:, -1].clone(), mean, std) for head in columns]

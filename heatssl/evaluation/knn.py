@@ -1,14 +1,16 @@
 """k-nearest-neighbour classification of frozen features: no training, hence nothing to tune but k."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_features
+from heatssl.evaluation.processes import total
 
 
-@torch.inference_mode()
 def knn_accuracy(
     train_x: Tensor,
     train_y: Tensor,
@@ -43,29 +45,87 @@ def knn_accuracy(
     Raises:
         UserError: on shapes that do not fit, features that are not finite, k outside 1..N, or T <= 0.
     """
+    chunks = {"query_chunk": query_chunk, "bank_chunk": bank_chunk}
+    return knn_accuracies(train_x, train_y, test_x, test_y, [k], temperature, **chunks)[0]
+
+
+@torch.inference_mode()
+def knn_accuracies(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    ks: Sequence[int],
+    temperature: float | None = None,
+    *,
+    query_chunk: int = 1024,
+    bank_chunk: int = 16384,
+    rank: int = 0,
+    world: int = 1,
+) -> list[float]:
+    """:func:`knn_accuracy` for each of several k: the neighbours are looked for once.
+
+    Args:
+        train_x: as there, and so are the arguments that are not named here.
+        train_y: labels.
+        test_x: queries.
+        test_y: their labels.
+        ks: numbers of neighbours.
+        temperature: of the votes.
+        query_chunk: rows of test.
+        bank_chunk: rows of train.
+        rank: of this process (:mod:`heatssl.evaluation.processes`): it classifies its share of the chunks of test, and
+            a chunk meets the same rows as with one process.
+        world: number of processes, each with all features.
+    """
     check_features(train_x, train_y, test_x, test_y)
-    if not 1 <= k <= len(train_x):
-        raise UserError(
-            f"k={k} neighbours cannot be found among {len(train_x)} training features: set 1 <= k <= {len(train_x)}"
-        )
-    if temperature is not None and not temperature > 0:
-        raise UserError(f"temperature={temperature} must be positive: use 0.07, or null for a plain majority vote")
+    check_neighbours(ks, len(train_x), temperature)
     labels, train_class = train_y.unique(return_inverse=True)
-    right = 0
-    for queries, wanted in zip(test_x.split(query_chunk), test_y.split(query_chunk), strict=True):
-        similarity, neighbour = nearest(F.normalize(queries.float(), dim=1), train_x, k, bank_chunk)
+    right = torch.zeros(len(ks), dtype=torch.long)
+    chunks = list(zip(test_x.split(query_chunk), test_y.split(query_chunk), strict=True))
+    for queries, wanted in chunks[rank::world]:
+        similarity, neighbour = nearest(F.normalize(queries.float(), dim=1), train_x, max(ks), bank_chunk)
         if temperature is None:
             votes = torch.ones_like(similarity)
         else:
             # Relative to the nearest neighbour: the vote is the same and no small temperature overflows.
             votes = ((similarity - similarity.amax(dim=1, keepdim=True)) / temperature).exp()
-        tally = votes.new_zeros(len(queries), len(labels)).scatter_add_(1, train_class[neighbour], votes)
-        right += int((labels[tally.argmax(dim=1)] == wanted).sum())
-    return right / len(test_x)
+        classes = train_class[neighbour]
+        for place, k in enumerate(ks):
+            tally = votes.new_zeros(len(queries), len(labels))
+            tally.scatter_add_(1, classes[:, :k], votes[:, :k])
+            right[place] += int((labels[tally.argmax(dim=1)] == wanted).sum())
+    right = total(right) if world > 1 else right
+    return [int(number) / len(test_x) for number in right]
+
+
+def check_neighbours(ks: Sequence[int], count: int, temperature: float | None) -> None:
+    """Numbers of neighbours among so many training images, and the temperature of their votes.
+
+    Raises:
+        UserError: when one of them is out of range.
+    """
+    for k in ks:
+        if not 1 <= k <= count:
+            raise UserError(f"k={k} neighbours cannot be found among {count} training images: set 1 <= k <= {count}")
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"temperature={temperature} must be positive: use 0.07, or null for a plain majority vote")
+
+
+@torch.inference_mode()
+def unit_bank(x: Tensor, device: torch.device, chunk: int = 16384) -> Tensor:
+    """Features (N, C) at unit length, in float16 on the device: half the memory, cosines right to about 1e-5.
+
+    Made by chunks, so that no second copy in float32 is ever there.
+    """
+    bank = torch.empty(x.shape, dtype=torch.float16, device=device)
+    for rows, place in zip(x.split(chunk), bank.split(chunk), strict=True):
+        place.copy_(F.normalize(rows.to(device).float(), dim=1))
+    return bank
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, chunk: int = 16384) -> tuple[Tensor, Tensor]:
-    """Cosine and index of each query's k nearest rows of the bank: unit (M, C), (N, C) -> (M, k), (M, k)."""
+    """Cosine and index (M, k) of the k rows of the bank (N, C) nearest to each unit query (M, C), nearest first."""
     similarity = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), chunk):
@@ -73,7 +133,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int, chunk: int = 16384) -> tuple[
         best = (queries @ part.T).topk(min(k, len(part)), dim=1)
         similarity = torch.cat([similarity, best.values], dim=1)
         index = torch.cat([index, best.indices + start], dim=1)
-        if similarity.shape[1] > k:
-            similarity, order = similarity.topk(k, dim=1)
+        if start:
+            similarity, order = similarity.topk(min(k, similarity.shape[1]), dim=1)
             index = index.gather(1, order)
     return similarity, index

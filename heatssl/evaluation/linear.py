@@ -35,6 +35,13 @@ class LinearProbe:
         return LinearProbe(*(tensor.to(device) for tensor in (self.weight, self.bias, self.mean, self.std)))
 
 
+@torch.no_grad()
+def accuracy_and_loss(probe: LinearProbe, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy on features (N, C) and labels (N,)."""
+    logits = torch.cat([probe.logits(rows) for rows in x.split(ROWS)])
+    return (logits.argmax(dim=1) == y).double().mean().item(), F.cross_entropy(logits, y).item()
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation (C,) per channel of features (N, C) or maps (N, C, h, w), in float64 and by chunks.
 

@@ -4,15 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_features, check_labels
 from heatssl.evaluation.gradient_descent import LEARNING_RATES, gradient_descent
 from heatssl.evaluation.held_out import stratified_split
-from heatssl.evaluation.linear import ROWS, LinearProbe
+from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss
 from heatssl.evaluation.logistic import REGULARISATIONS, logistic_regression
 
 SOLVERS = ("logistic_regression", "sgd")
@@ -80,11 +78,11 @@ def linear_probe(
     fit, held = stratified_split(train_y, held_out, seed)
     scores = []
     for candidate in train(train_x[fit], train_y[fit], points):
-        accuracy, loss = _evaluate(candidate, train_x[held], train_y[held])
+        accuracy, loss = accuracy_and_loss(candidate, train_x[held], train_y[held])
         scores.append((accuracy, -loss))
     best = max(range(len(points)), key=scores.__getitem__)
     (probe,) = train(train_x, train_y, points[best : best + 1])
-    accuracy, _ = _evaluate(probe, test_x, test_y)
+    accuracy, _ = accuracy_and_loss(probe, test_x, test_y)
     return ProbeResult(accuracy, scores[best][0], points[best], probe, time.perf_counter() - start)
 
 
@@ -95,10 +93,3 @@ def _check_settings(solver: str, grid: Sequence[float], iterations: int, epochs:
         raise UserError(f"grid must hold positive numbers, not {min(grid):g}")
     if iterations < 1 or epochs < 1 or not 0 < held_out < 1:
         raise UserError("iterations and epochs must be at least 1, and held_out between 0 and 1")
-
-
-@torch.no_grad()
-def _evaluate(probe: LinearProbe, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy."""
-    logits = torch.cat([probe.logits(rows) for rows in x.split(ROWS)])
-    return (logits.argmax(dim=1) == y).double().mean().item(), F.cross_entropy(logits, y).item()

@@ -19,7 +19,7 @@ from heatssl.export import disk_errors, write_atomically
 class Result:
     """One entry of ``evaluation.json``."""
 
-    metric: str  # "knn", the head of the probe ("linear", "attentive", "block"), or few labels: "5-shot", "1 % labels"
+    metric: str  # "knn" or "10-NN", the probe's head ("linear", "4 blocks"), few labels ("5-shot", "1 % labels"), ...
     weights: str  # "pretrained" or "random_init"
     accuracy: float  # in [0, 1]
     protocol: str  # one line
@@ -35,6 +35,7 @@ class Result:
     hardware: str
     commit: str | None  # of the code; ends in "+changes" when tracked files differ from it
     deviation: float | None = None  # of the accuracy over the draws of a protocol that has several
+    key: str = ""  # digest of all that the accuracy depends on but code and hardware; random twins have none
 
 
 def append_results(path: Path, results: list[Result]) -> None:
@@ -91,15 +92,20 @@ def _percent(result: Result) -> str:
 def hardware(device: torch.device) -> str:
     """The device that did the work, for people: a GPU's name, or the processor's and the cores in use."""
     if device.type == "cuda":
+        return device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{device_name(device)}, {cores} cores" + (" (MPS)" if device.type == "mps" else "")
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls the GPU, or the processor."""
+    if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux, or a processor that has no name there
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores" + (" (MPS)" if device.type == "mps" else "")
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a processor that has no name there
+        return platform.processor() or platform.machine()
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> Path:

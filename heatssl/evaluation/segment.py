@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from heatssl.config import SegmentConfig
-from heatssl.data import MaskedData, Split, open_masked
+from heatssl.data import MaskedData, Split
 from heatssl.data.crop import centre_crop_mask
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.commands import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.features import extract_maps
+from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
 from heatssl.evaluation.source import Source, open_source
 
-METHODS = ("linear", "knn")
+METRICS = {"linear": "segmentation", "knn": "kNN segmentation"}  # by method
 
 
 @permission_errors()
@@ -30,23 +30,30 @@ def run_segment(config: SegmentConfig) -> list[Result]:
     Raises:
         UserError: on input that cannot work.
     """
-    if config.method not in METHODS:
-        raise UserError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    if config.method not in METRICS:
+        raise UserError(f"unknown method {config.method!r}: choose one of {', '.join(METRICS)}")
     source = open_source(config)
-    train, val = open_masked(source.data, "train"), open_masked(source.data, "val")
+    return finish(source, measure_segment(source, config))
+
+
+def measure_segment(source: Source, config: SegmentConfig) -> list[Result]:
+    """What :func:`run_segment` prints and keeps, of a source that is open."""
+    train, val = source.masked_splits["train"], source.masked_splits["val"]
     size = source.data.image_size
     train_masks, val_masks = _masks(train, size, "train"), _masks(val, size, "val")
     values = sorted(set(train_masks.unique().tolist()) - set(config.ignore))
     unknown = sorted(set(val_masks.unique().tolist()) - set(values) - set(config.ignore))
     if unknown:
-        raise UserError(f"masks of val hold {unknown}, which those of train lack: leave it out with ignore={unknown}")
+        raise UserError(
+            f"masks of {source.split} hold {unknown}, which those of train lack: leave it out with ignore={unknown}"
+        )
     if len(values) < 2:
         raise UserError(f"masks of train hold {values} and nothing else: segmentation needs two classes")
     masks = tuple(_classes(each, values) for each in (train_masks, val_masks))
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):
         results.append(_measure(weights, backbone, source, config, (train, val), masks, values))
-    return finish(source, results)
+    return results
 
 
 def _masks(data: MaskedData, size: int, split: Split) -> Tensor:
@@ -106,11 +113,10 @@ def _measure(
     return result_of(
         source,
         weights,
-        "segmentation" if config.method == "linear" else "kNN segmentation",
+        METRICS[config.method],
         Accuracy(found_scores.mean_iou),
         f"mean intersection over union of classes {values}{ignored}; {method}; frozen feature maps ({shape})",
         (len(masks[0]), len(masks[1])),
-        config.seed,
+        config,
         start,
-        split="val",  # held_out plays no part: the images with masks are others than those of pretraining
     )

@@ -2,22 +2,26 @@
 
 import dataclasses
 import hashlib
-from collections import OrderedDict
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from heatssl.backbones import create_backbone
-from heatssl.config import DataConfig, EvaluationConfig
+from heatssl.config import DataConfig, EvaluationConfig, SegmentConfig
 from heatssl.config_file import load_config
-from heatssl.data import ImageData, Split, open_split
+from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
 from heatssl.errors import UserError
-from heatssl.evaluation.features import extract_features, extract_maps
+from heatssl.evaluation import processes
+from heatssl.evaluation.checks import check_classes
 from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
-MAX_CACHED = 8  # splits whose features stay in memory: two weights, train and val, twice
+# Settings that leave a number as it is, or that a key names in a better way.
+KEEPS_NUMBER = frozenset({"run", "data", "workers", "accelerator", "output", "cache", "random_init"})
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,45 @@ class Source:
     data: DataConfig  # of the size and normalisation that the backbone was trained with
     device: torch.device
     output: Path
+    cache: bool = True  # whether features are kept on disk
+
+    @cached_property
+    def splits(self) -> dict[Split, ImageData]:
+        """Train and val, or the held-out share in its place, opened once; both have images of the same classes."""
+        found: dict[Split, ImageData] = {split: open_split(self.data, split) for split in ("train", "val")}
+        check_classes(found["train"], found["val"], self.split)
+        return found
+
+    @cached_property
+    def digests(self) -> dict[Split, str]:
+        """What changes when an image of a split does, see :func:`heatssl.data.digest`."""
+        return {split: digest(data) for split, data in self.splits.items()}
+
+    def digest_now(self, split: Split) -> str:
+        """The same, looked at again."""
+        return digest(open_split(self.data, split))
+
+    @cached_property
+    def masked_splits(self) -> dict[Split, MaskedData]:
+        """Images with masks, opened once."""
+        return {split: open_masked(self.data, split) for split in ("train", "val")}
+
+    def key(self, metric: str, config: EvaluationConfig) -> str:
+        """Digest of all that a number depends on but code and hardware: weights, images, protocol and seed."""
+        settings = {name: value for name, value in asdict(config).items() if name not in KEEPS_NUMBER}
+        masked = isinstance(config, SegmentConfig)
+        images = {split: digest(data) for split, data in self.masked_splits.items()} if masked else self.digests
+        shown = [self.data.image_size, self.data.mean, self.data.std]
+        return digest_of(metric, settings, self._weights_digest, images, shown)
+
+    @cached_property
+    def _weights_digest(self) -> str:
+        return digest_of(fingerprint(self.backbone), self.info.describe())
+
+    @property
+    def weights(self) -> str:
+        """What results call them: ``pretrained``, or ``random_init`` where nothing was loaded."""
+        return "random_init" if self.name.endswith("?random") else "pretrained"
 
     @property
     def kind(self) -> str:
@@ -50,17 +93,25 @@ class Source:
             return create_backbone(self.info.name, self.info.image_size, **self.info.arguments).eval()
 
 
-def open_source(config: EvaluationConfig, needs_data: bool = True) -> Source:
+def open_source(
+    config: EvaluationConfig, *, cache: bool = False, several: bool = False, needs_data: bool = True
+) -> Source:
     """Load the weights and find the images, before anything costs time.
 
     Args:
-        config: which weights and images.
+        config: settings.
+        cache: whether features are kept on disk.
+        several: whether the command can share its work among the processes that torchrun has started.
         needs_data: False: the images come from elsewhere. Weights outside a run then need neither data nor output:
             results go to ``runs/NAME``.
 
     Raises:
-        UserError: when the weights cannot be loaded, or a source outside a run leaves data or output open.
+        UserError: when the weights cannot be loaded, a source outside a run leaves data or output open, or there are
+            several processes for a command of one.
     """
+    if processes.launched() > 1 and not several:
+        raise UserError("this runs in one process: start it without torchrun, which knn, probe and evaluate can share")
+    processes.join()
     backbone, info = load_backbone(config.run)
     folder = run_folder(config.run) if is_run(config.run) else None
     data = config.data
@@ -83,7 +134,7 @@ def open_source(config: EvaluationConfig, needs_data: bool = True) -> Source:
         output = Path("runs") / info.name.replace("/", "_").replace(":", "_")
     if output is None:
         raise UserError(f"{config.run} has no folder for results: give one with output=FOLDER")
-    return Source(config.run, backbone, info, data, choose_device(config.accelerator), output)
+    return Source(config.run, backbone, info, data, choose_device(config.accelerator), output, cache)
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -98,7 +149,7 @@ def choose_device(accelerator: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }
     if accelerator == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
+        accelerator = next(name for name in ("cuda", "mps", "cpu") if present[name])
     if accelerator == "gpu":
         accelerator = "mps" if present["mps"] else "cuda"
     if accelerator not in present:
@@ -107,47 +158,20 @@ def choose_device(accelerator: str) -> torch.device:
         raise UserError(
             f"accelerator={accelerator}, but torch finds none: use accelerator=cpu, or install torch for it"
         )
+    if accelerator == "cuda" and processes.launched() > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(accelerator)
 
 
 def fingerprint(backbone: nn.Module) -> str:
     """Hash of all weights and buffers: equal for equal backbones, wherever they come from."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name, tensor in backbone.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
-_features: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
-
-
-def cached_features(
-    backbone: nn.Module, split: Split, source: Source, batch_size: int
-) -> tuple[ImageData, Tensor, Tensor]:
-    """A split, its features (N, C) and labels (N,), extracted once per process.
-
-    The key holds all that the features depend on: the weights' own hash, the data settings, and the names,
-    labels and last change of the files.
-    """
-    data = open_split(source.data, split)
-    root = Path(source.data.root) if source.data.root else None
-    settings = dataclasses.replace(source.data, workers=0)
-    images = hashlib.sha256("\n".join(f"{data.name(i)} {label}" for i, label in enumerate(data.labels)).encode())
-    changed = root.stat().st_mtime_ns if root else 0
-    key = (fingerprint(backbone), split, repr(settings), images.hexdigest(), changed)
-    if key not in _features:
-        _features[key] = extract_features(backbone, data, source.data, batch_size=batch_size, device=source.device)
-        while len(_features) > MAX_CACHED:
-            _features.popitem(last=False)
-    return data, *_features[key]
-
-
-def split_maps(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> tuple[ImageData, Tensor, Tensor]:
-    """A split, its feature maps (N, C, h, w) and labels (N,); not kept: large, and needed once by a command.
-
-    Raises:
-        UserError: when they would not fit into memory, see :func:`heatssl.evaluation.features.extract_maps`.
-    """
-    data = open_split(source.data, split)
-    return data, *extract_maps(backbone, data, source.data, batch_size=batch_size, device=source.device)
+def digest_of(*parts: object) -> str:
+    """Hash of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

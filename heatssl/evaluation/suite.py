@@ -11,25 +11,34 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from heatssl.config import EvaluateConfig, EvaluationConfig, KnnConfig, ProbeConfig
+from heatssl.config import EvaluateConfig, EvaluationConfig, KnnConfig, ProbeConfig, SegmentConfig
+from heatssl.data import has_masks
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.commands import measure_knn, measure_probe
-from heatssl.evaluation.results import Result
+from heatssl.evaluation.processes import is_first
+from heatssl.evaluation.results import read_results
+from heatssl.evaluation.segment import measure_segment
 from heatssl.evaluation.source import Source, open_source
-from heatssl.export import disk_errors, write_atomically
+from heatssl.export import disk_errors, is_run, run_folder, write_atomically
 
-MEASURES: dict[str, dict[str, Any]] = {  # of heatssl probe, by what tables call them; kNN stands before them
-    "linear": {},
-    "1-shot": {"shots": 1},
-    "5-shot": {"shots": 5},
-    "10-shot": {"shots": 10},
-    "1 % labels": {"share": 0.01},
-    "10 % labels": {"share": 0.1},
-    "attentive": {"head": "attentive"},
-    "block": {"head": "block"},
+SEGMENTATION = "segmentation"  # where there are masks
+MEASURES: dict[
+    str, tuple[type[EvaluationConfig], dict[str, Any]]
+] = {  # by what results call them: a command's settings
+    "knn": (KnnConfig, {}),
+    "linear": (ProbeConfig, {}),
+    "1-shot": (ProbeConfig, {"shots": 1}),
+    "5-shot": (ProbeConfig, {"shots": 5}),
+    "10-shot": (ProbeConfig, {"shots": 10}),
+    "1 % labels": (ProbeConfig, {"share": 0.01}),
+    "10 % labels": (ProbeConfig, {"share": 0.1}),
+    "attentive": (ProbeConfig, {"head": "attentive"}),
+    "block": (ProbeConfig, {"head": "block"}),
+    SEGMENTATION: (SegmentConfig, {}),
 }
-SUITES = {"quick": ("knn", "linear"), "full": ("knn", *MEASURES)}
-NAMES = {"knn": "kNN", "block": "one block"}
+SUITES = {"quick": ("knn", "linear"), "full": tuple(MEASURES)}
+SEEDLESS = ("knn",)
+NAMES = {"knn": "kNN", "block": "one block", SEGMENTATION: "segmentation, mean IoU"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Row:
     accuracy: float  # mean over seeds, in [0, 1]
     lowest: float
     highest: float
-    standard_error: float  # of one accuracy, from the number of test images alone
+    standard_error: float | None  # of one accuracy, from the number of test images alone
     seeds: int
     deviation: float | None  # over the draws of few labels, mean over seeds
     data: str
@@ -76,38 +85,68 @@ def run_suite(config: EvaluateConfig) -> Path:
         raise UserError("seeds is empty: give at least one, such as seeds=[0]")
     folder = Path(config.output)
     sources = [_open(name, config) for name in dict.fromkeys(config.sources)]
+    known = {} if config.fresh else _known(sources, folder)
     measured: list[dict[str, Any]] = []
     for source in sources:
         for metric in SUITES[config.suite]:
-            for seed in config.seeds if metric in MEASURES else config.seeds[:1]:
-                found = _measure(source, metric, seed, config)
-                measured += [{"name": source.name, **asdict(result)} for result in found]
-                print(
-                    f"{source.name}: {NAMES.get(metric, metric)}, seed {seed}: {100 * found[0].accuracy:.1f} %",
-                    flush=True,
-                )
-        write_tables(folder, measured)
-    print(f"\n{markdown(summarise(measured))}", flush=True)
+            if metric == SEGMENTATION and not _has_masks(source):
+                continue
+            for seed in config.seeds[:1] if metric in SEEDLESS else config.seeds:
+                result, where = _measure(source, metric, seed, config, known)
+                measured.append({"name": source.name} | {key: result[key] for key in result if key != "name"})
+                found = f"{100 * result['accuracy']:.1f} %" + (f", from {where}" if where else "")
+                _say(f"{source.name}: {NAMES.get(metric, metric)}, seed {seed}: {found}")
+        if is_first():
+            write_tables(folder, measured)
+    _say(f"\n{markdown(summarise(measured))}")
     return folder
 
 
+def _say(text: str) -> None:
+    if is_first():
+        print(text, flush=True)
+
+
+def _has_masks(source: Source) -> bool:
+    return has_masks(source.data, "train") and has_masks(source.data, "val")
+
+
 def _open(name: str, config: EvaluateConfig) -> Source:
-    return open_source(
-        EvaluationConfig(
-            run=name,
-            data=config.data,
-            workers=config.workers,
-            accelerator=config.accelerator,
-            output=config.output,
-        )
+    settings = EvaluationConfig(
+        run=name,
+        data=config.data,
+        workers=config.workers,
+        accelerator=config.accelerator,
+        output=config.output,
     )
+    return open_source(settings, cache=config.cache, several=True)
 
 
-def _measure(source: Source, metric: str, seed: int, config: EvaluateConfig) -> list[Result]:
-    shared: dict[str, Any] = {"run": source.name, "seed": seed, "batch_size": config.batch_size, "random_init": False}
-    if metric == "knn":
-        return measure_knn(source, KnnConfig(**shared))
-    return measure_probe(source, ProbeConfig(**shared, **MEASURES[metric]), keep=False)
+def _known(sources: list[Source], folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
+    """Results that stand on disk already, and where: in the folders of runs, and where this command writes."""
+    files = [run_folder(source.name) / "evaluation.json" for source in sources if is_run(source.name)]
+    found: dict[str, tuple[dict[str, Any], Path]] = {}
+    for file in dict.fromkeys([*files, folder / "results.json"]):
+        found |= {result["key"]: (result, file) for result in read_results(file) if result.get("key")}
+    return found
+
+
+def _measure(
+    source: Source, metric: str, seed: int, config: EvaluateConfig, known: dict[str, tuple[dict[str, Any], Path]]
+) -> tuple[dict[str, Any], Path | None]:
+    """One result, and the file that it stood in already."""
+    kind, changes = MEASURES[metric]
+    settings: Any = kind(run=source.name, seed=seed, batch_size=config.batch_size, **{"random_init": False} | changes)
+    key = source.key(metric, settings)
+    if key in known:
+        return known[key]
+    if isinstance(settings, KnnConfig):
+        (result,) = measure_knn(source, settings)
+    elif isinstance(settings, SegmentConfig):
+        (result,) = measure_segment(source, settings)
+    else:
+        (result,) = measure_probe(source, settings, keep=False)
+    return asdict(result), None
 
 
 def write_tables(folder: Path, measured: list[dict[str, Any]]) -> None:
@@ -151,7 +190,10 @@ def _row(protocol: str, group: list[dict[str, Any]]) -> Row:
         accuracy=accuracy,
         lowest=min(accuracies),
         highest=max(accuracies),
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / first["val_size"]),
+        # An intersection over union is no share of the images that are right.
+        standard_error=None
+        if "egmentation" in first["metric"]
+        else math.sqrt(accuracy * (1 - accuracy) / first["val_size"]),
         seeds=len(group),
         deviation=mean(deviations) if deviations else None,
         seconds=round(sum(result["seconds"] for result in group), 1),
@@ -184,4 +226,5 @@ def markdown(rows: list[Row]) -> str:
 def _cell(row: Row) -> str:
     spread = f" ({100 * row.lowest:.1f} to {100 * row.highest:.1f})" if row.seeds > 1 else ""
     draws = "" if row.deviation is None else f", draws ± {100 * row.deviation:.1f}"
-    return f"{100 * row.accuracy:.1f} ± {100 * row.standard_error:.1f}{draws}{spread}"
+    error = "" if row.standard_error is None else f" ± {100 * row.standard_error:.1f}"
+    return f"{100 * row.accuracy:.1f}{error}{draws}{spread}"

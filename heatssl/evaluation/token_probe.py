@@ -22,6 +22,7 @@ from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_labels, check_maps
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import moments
+from heatssl.schedule import warmup_cosine
 
 HEADS = ("attentive", "block")
 # By head: 9,000 maps of 128 x 8 x 8 take half a minute and three on one processor core (docs/imagenette.md).
@@ -51,6 +52,7 @@ def token_probe(
     test_y: Tensor,
     *,
     head: str = "attentive",
+    depth: int = 1,
     learning_rates: Sequence[float] = (),
     epochs: int | None = None,
     batch_size: int = BATCH,
@@ -71,6 +73,7 @@ def token_probe(
         test_maps: (M, C, h, w), looked at once, after everything is chosen.
         test_y: (M,).
         head: ``attentive``, see :class:`AttentivePooling`, or ``block``, see :class:`BlockPooling`.
+        depth: transformer blocks of ``block``.
         learning_rates: peaks, those of a batch: not rescaled; empty for ``LEARNING_RATES`` of the head.
         epochs: of the final training; None for ``EPOCHS`` of the head.
         batch_size: maps per step; changes the result.
@@ -90,6 +93,8 @@ def token_probe(
     epochs = EPOCHS[head] if epochs is None else epochs
     learning_rates = tuple(learning_rates) or LEARNING_RATES[head]
     _check_settings(learning_rates, epochs, batch_size, held_out)
+    if depth < 1 or (depth > 1 and head != "block"):
+        raise UserError(f"depth={depth}: head=block has one block or more, and no other head has any")
     check_maps(train_maps, train_y, test_maps, test_y)
     check_labels(train_y, test_y)
     classes, statistics = int(train_y.max()) + 1, moments(train_maps)
@@ -99,7 +104,7 @@ def token_probe(
     with tqdm(total=steps, desc="probe", delay=2, leave=False, disable=None if progress else True) as bar:
 
         def train(rows: Tensor, rate: float, length: int) -> TokenProbe:
-            probe = _create(head, classes, *statistics, seed).to(device)
+            probe = _create(head, depth, classes, *statistics, seed).to(device)
             _train(probe, train_maps, train_y, rows, rate, length, batch_size, seed, bar.update)
             return probe
 
@@ -159,32 +164,37 @@ class AttentivePooling(nn.Module):
 
 
 class BlockPooling(nn.Module):
-    """One transformer block, then the mean over positions: tokens (B, P, C) -> (B, C).
+    """Transformer blocks, then the mean over positions: tokens (B, P, C) -> (B, C).
 
     "tran-1" probing of QB-Heat (arXiv 2211.13228) and FINOLA (arXiv 2310.05956): one pre-norm block with
-    self-attention and an MLP of ratio 4, here timm's. Only the features themselves say where they are: the block adds
-    no position embedding.
+    self-attention and an MLP of ratio 4, here timm's; "tran-4" has four. Only the features themselves say where they
+    are: the blocks add no position embedding.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, depth: int = 1) -> None:
         super().__init__()
-        self.block = Block(channels, heads, qkv_bias=True)
+        self.blocks = nn.Sequential(*(Block(channels, heads, qkv_bias=True) for _ in range(depth)))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        block: Any = self.block  # timm declares less of its parts than they are
-        tokens = tokens + block.attn(block.norm1(tokens))
-        # The mean passes through the MLP's last linear map: the same numbers, a fifth of the time less.
-        hidden = block.mlp.act(block.mlp.fc1(block.norm2(tokens))).mean(dim=1)
-        return tokens.mean(dim=1) + block.mlp.fc2(hidden)
+        tokens = self.blocks[:-1](tokens)
+        last: Any = self.blocks[-1]  # timm declares less of its parts than they are
+        tokens = tokens + last.attn(last.norm1(tokens))
+        # The mean passes through the last MLP's last linear map: the same numbers, a fifth of one block's time less.
+        hidden = last.mlp.act(last.mlp.fc1(last.norm2(tokens))).mean(dim=1)
+        return tokens.mean(dim=1) + last.mlp.fc2(hidden)
 
 
-def _create(head: str, classes: int, mean: Tensor, std: Tensor, seed: int) -> TokenProbe:
+def _create(head: str, depth: int, classes: int, mean: Tensor, std: Tensor, seed: int) -> TokenProbe:
     """A fresh probe that depends on the seed alone; torch's global generator stays as it was."""
     channels = len(mean)
     attention_heads = math.gcd(channels, MOST_ATTENTION_HEADS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pooling = {"attentive": AttentivePooling, "block": BlockPooling}[head](channels, attention_heads)
+        pooling: nn.Module
+        if head == "block":
+            pooling = BlockPooling(channels, attention_heads, depth)
+        else:
+            pooling = AttentivePooling(channels, attention_heads)
         return TokenProbe(pooling, mean, std, classes)
 
 
@@ -203,7 +213,8 @@ def _train(
     device = probe.mean.device
     optimizer = torch.optim.AdamW(param_groups_weight_decay(probe, WEIGHT_DECAY), lr=learning_rate)
     steps = _steps(rows, epochs, batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_peak(step, steps))
+    warmup = math.ceil(WARM_UP * steps) - 1
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
     generator = torch.Generator().manual_seed(seed)
     # CUDA's other attention kernels add up gradients in an order of their own: two runs would differ.
     repeatable = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
@@ -220,14 +231,6 @@ def _train(
 
 def _steps(rows: Tensor, epochs: int, batch_size: int) -> int:
     return epochs * math.ceil(len(rows) / batch_size)
-
-
-def _share_of_peak(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine that ends at zero."""
-    warm_up = math.ceil(WARM_UP * steps)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return (1 + math.cos(math.pi * (step - warm_up + 1) / (steps - warm_up + 1))) / 2
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from heatssl.cache_folder import cache_folder
 from heatssl.ops.stencil import Boundary, Weights, accumulator, responses
 
 SOURCE = Path(__file__).with_name("residual_loss.cpp")
@@ -80,7 +81,7 @@ def library() -> ctypes.CDLL:
     command = _command()
     key = "\n".join([*command, torch.__version__, platform.machine(), _instructions(), SOURCE.read_text()])
     name = f"residual_loss_{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heatssl" / name
+    kept = cache_folder() / name
     if not kept.exists():
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)

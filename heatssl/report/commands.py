@@ -15,9 +15,12 @@ def run_report(config: ReportConfig) -> None:
 def run_evaluate(config: EvaluateConfig) -> None:
     """Measure every source, write tables and page, print where they are."""
     from heatssl.evaluation import run_suite
+    from heatssl.evaluation.processes import is_first
     from heatssl.report.results_page import write_results_page
 
-    print(f"-> {write_results_page(run_suite(config))}")
+    folder = run_suite(config)
+    if is_first():
+        print(f"-> {write_results_page(folder)}")
 
 
 def run_attribute(config: AttributeConfig) -> Path:

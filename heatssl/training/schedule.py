@@ -1,9 +1,9 @@
-"""Learning rate by step: linear warm-up, then half a cosine."""
+"""Learning rate of pretraining by step."""
 
-import math
 from collections.abc import Callable
 
 from heatssl.config import OptimizerConfig
+from heatssl.schedule import warmup_cosine
 
 
 def learning_rate(step: int, steps: int, optimizer: OptimizerConfig) -> float:
@@ -13,10 +13,8 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig) -> float:
     falls along a cosine to ``final_learning_rate``, which the last step has.
     """
     peak, final, warmup = optimizer.learning_rate, optimizer.final_learning_rate, optimizer.warmup_steps
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    share = warmup_cosine(step, warmup, steps - 1)
+    return peak * share if step < warmup else final + (peak - final) * share
 
 
 def factor(steps: int, optimizer: OptimizerConfig) -> Callable[[int], float]:

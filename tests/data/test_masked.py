@@ -2,12 +2,13 @@
 
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from heatssl.config import DataConfig
 from heatssl.data import eval_loader, open_masked
@@ -95,3 +96,41 @@ def test_masks_of_another_kind_or_size_are_refused(root: Path) -> None:
     Image.new("L", (9, 12)).save(place)
     with pytest.raises(ValueError, match="another size"):
         data.mask(0)
+
+
+def test_the_settings_leave_the_same_images_with_their_masks(config: DataConfig) -> None:
+    """Else a number "on the held-out share" is one on images that were trained on."""
+    held_out = replace(config, held_out=0.25)
+    train, held = open_masked(held_out, "train"), open_masked(held_out, "val")
+    assert (len(train), len(held)) == (3, 1)
+    whole = open_masked(config, "train")
+    names = [whole.name(i) for i in range(4)]
+    assert sorted(data.name(i) for data in (train, held) for i in range(len(data))) == names
+    for data in (train, held, open_masked(replace(config, train_size=2, held_out=0.5), "train")):
+        for i in range(len(data)):
+            assert np.array_equal(data.mask(i), whole.mask(names.index(data.name(i))))
+    assert len(open_masked(replace(config, val_size=1), "val")) == 1
+    with pytest.raises(UserError, match=r"data\.train_size=0"):
+        open_masked(replace(config, train_size=0), "train")
+
+
+def test_an_image_is_not_decoded_for_its_size_and_may_lie_on_its_side(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask is drawn over the image as a viewer shows it."""
+    image, mask = (root / place / "val" / "cat" / "0.jpg.png" for place in ("", "masks"))
+    image.unlink()
+    sideways = Image.new("RGB", (10, 12))
+    sideways.getexif()[0x0112] = 6
+    sideways.save(image.with_suffix(".jpg"), exif=sideways.getexif())
+    Image.new("L", (12, 10)).save(mask.with_name("0.jpg.png"))
+    data = open_masked(DataConfig(name="folder", root=str(root)), "val")
+    assert data.load(0).size == (12, 10)
+    real = ImageFile.ImageFile.load
+
+    def load(picture: ImageFile.ImageFile) -> object:
+        assert picture.mode == "L", "an image was decoded"
+        return real(picture)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert data.mask(0).shape == (10, 12)

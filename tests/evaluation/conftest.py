@@ -1,5 +1,6 @@
 """A run folder to evaluate."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,19 @@ import torch
 from heatssl.backbones import create_backbone
 from heatssl.config import DataConfig, PretrainConfig
 from heatssl.config_file import save_config
+from heatssl.evaluation import feature_cache, split_features
 from heatssl.export import BackboneInfo, save_backbone
 
 ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
+
+
+@pytest.fixture(autouse=True)
+def features_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test starts without features, on disk and in memory."""
+    monkeypatch.setattr(feature_cache, "folder", lambda: tmp_path / "features")
+    monkeypatch.setattr(split_features, "_features", OrderedDict())
+    return tmp_path / "features"
 
 
 def _write_run(folder: Path, seed: int = 3) -> Path:

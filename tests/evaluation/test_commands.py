@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,46 @@ def test_features_are_in_order_and_do_not_depend_on_the_batch(run: Path) -> None
     assert labels.tolist() == data.labels
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     assert backbone.training
+
+
+@pytest.mark.parametrize(("images", "world"), [(40, 3), (7, 2), (5, 4)])
+def test_shares_of_processes_are_the_whole_bit_for_bit(images: int, world: int) -> None:
+    backbone = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+    data = Subset(open_split(DATA, "val"), range(images))
+    whole = extract_features(backbone, data, DATA, batch_size=4)
+    shares = [extract_features(backbone, data, DATA, batch_size=4, rank=rank, world=world) for rank in range(world)]
+    for one, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        assert torch.equal(torch.cat([part for part in parts if len(part)]), one)
+    assert max(len(labels) for _, labels in shares) <= -(-images // world // 4) * 4 + 4
+
+
+def test_several_k_have_a_row_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["knn", f"run={run}", "workers=0", "k=[5,20]"]) == 0
+    entries = read_results(run / "evaluation.json")
+    assert [(entry["metric"], entry["weights"]) for entry in entries] == [
+        ("5-NN", "pretrained"),
+        ("20-NN", "pretrained"),
+        ("5-NN", "random_init"),
+        ("20-NN", "random_init"),
+    ]
+    (alone,) = run_knn(KnnConfig(run=str(run), workers=0, random_init=False))
+    assert alone.metric == "knn"
+    assert (alone.accuracy, alone.protocol) == (entries[1]["accuracy"], entries[1]["protocol"])
+    assert entries[0]["protocol"] in capsys.readouterr().out
+
+
+def test_a_grid_that_was_chosen_is_part_of_the_protocol(run: Path) -> None:
+    (result,) = run_probe(ProbeConfig(run=str(run), workers=0, random_init=False, grid=[0.1, 1.0]))
+    assert "L2 selected among 0.1, 1 on 10 % of train" in result.protocol
+
+
+def test_four_blocks_stand_beside_one(run: Path) -> None:
+    for depth in (1, 4):
+        words = ["head=block", f"depth={depth}", "epochs=1", "random_init=false", "workers=0"]
+        assert main(["probe", f"run={run}", *words]) == 0
+    one, four = read_results(run / "evaluation.json")
+    assert (one["metric"], four["metric"]) == ("block", "4 blocks")
+    assert four["protocol"].startswith("4 transformer blocks, mean over positions")
 
 
 def test_maps_are_what_features_are_the_mean_of_and_can_be_trained_on() -> None:
@@ -117,24 +156,6 @@ def test_maps_that_memory_cannot_hold_are_refused_before_they_are_extracted(
     monkeypatch.setattr(features, "MOST_BYTES", 2 * 80 * 24 * 4 * 4 - 1)
     with pytest.raises(UserError, match=r"80 images, 24 x 4 x 4 each.*data\.train_size.*head=linear"):
         run_probe(ProbeConfig(run=str(run), workers=0, head="attentive", epochs=1, random_init=False))
-
-
-def test_features_are_extracted_once_but_never_stale(
-    run: Path, monkeypatch: pytest.MonkeyPatch, write_run: Callable[..., Path]
-) -> None:
-    calls: list[int] = []
-    real = source.extract_features
-    monkeypatch.setattr(source, "extract_features", lambda *a, **k: calls.append(1) or real(*a, **k))
-    monkeypatch.setattr(source, "_features", source.OrderedDict())
-    run_probe(ProbeConfig(run=str(run), workers=0))
-    assert len(calls) == 4
-    run_knn(KnnConfig(run=str(run), workers=0))
-    assert len(calls) == 4
-    write_run(run, seed=4)
-    run_knn(KnnConfig(run=str(run), workers=0))
-    assert len(calls) == 6, "new weights, same twin"
-    run_knn(KnnConfig(run=str(run), workers=0, random_init=False, data=dataclasses.replace(DATA, val_size=30)))
-    assert len(calls) == 8
 
 
 def test_the_twin_is_another_network_and_depends_on_the_seed(run: Path) -> None:

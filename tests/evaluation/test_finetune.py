@@ -11,7 +11,7 @@ from heatssl.cli import main
 from heatssl.config import FinetuneConfig
 from heatssl.config_file import load_config
 from heatssl.data import open_split
-from heatssl.evaluation import finetune, run_finetune
+from heatssl.evaluation import finetune, run_finetune, supervised
 from heatssl.evaluation.finetune import Classifier, timm_optimizer
 
 QUICK = {"workers": 0, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0}
@@ -62,20 +62,20 @@ class InterruptedRunError(Exception):
 @pytest.mark.parametrize("ema", [0.9, 0.0])
 def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_path, monkeypatch, capsys, ema):
     accuracies, weights = [], []
-    real = finetune._Checkpoint.save
+    real = supervised.Checkpoint.save
     for name, interrupt in (("whole", False), ("parts", True)):
         run = write_run(tmp_path / name)
         config = FinetuneConfig(run=str(run), ema=ema, **QUICK)
         if interrupt:
 
-            def save(self, step, *state):
-                real(self, step, *state)
+            def save(self, step):
+                real(self, step)
                 raise InterruptedRunError
 
-            monkeypatch.setattr(finetune._Checkpoint, "save", save)
+            monkeypatch.setattr(supervised.Checkpoint, "save", save)
             with pytest.raises(InterruptedRunError):
                 run_finetune(config)
-            monkeypatch.setattr(finetune._Checkpoint, "save", real)
+            monkeypatch.setattr(supervised.Checkpoint, "save", real)
         (result,) = run_finetune(config)
         accuracies.append(result.accuracy)
         weights.append(safetensors.torch.load_file(run / "finetuned.safetensors"))
@@ -86,15 +86,15 @@ def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_
 
 
 def test_other_settings_do_not_go_on_from_there(run, monkeypatch, capsys):
-    def save(self, step, *state):
-        real(self, step, *state)
+    def save(self, step):
+        real(self, step)
         raise InterruptedRunError
 
-    real = finetune._Checkpoint.save
-    monkeypatch.setattr(finetune._Checkpoint, "save", save)
+    real = supervised.Checkpoint.save
+    monkeypatch.setattr(supervised.Checkpoint, "save", save)
     with pytest.raises(InterruptedRunError):
         run_finetune(FinetuneConfig(run=str(run), **QUICK))
-    monkeypatch.setattr(finetune._Checkpoint, "save", real)
+    monkeypatch.setattr(supervised.Checkpoint, "save", real)
     run_finetune(FinetuneConfig(run=str(run), **QUICK, smoothing=0.2))
     assert "going on" not in capsys.readouterr().out
 
@@ -115,7 +115,7 @@ def test_convolutional_models_and_the_command_line(tmp_path, capsys):
         (["layer_decay=0"], "layer_decay must be in"),
         (["smoothing=1"], "smoothing in [0, 1)"),
         (["precision=16"], "use 32 or bf16"),
-        (["learning_rate=1e30", "warmup_epochs=0", "gradient_clip=0"], "lower learning_rate"),
+        (["learning_rate=1e30", "warmup_epochs=0", "gradient_clip=0"], "lower the learning rate"),
     ],
 )
 def test_what_cannot_work_is_named(run, capsys, words, message):

@@ -8,7 +8,7 @@ from torch import nn
 
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
-from heatssl.config import HealthConfig
+from heatssl.config import DataConfig, HealthConfig
 from heatssl.evaluation import run_health
 from heatssl.evaluation.health import (
     alignment,
@@ -101,3 +101,11 @@ def test_the_command_prints_and_keeps_its_figures(run, capsys):
     assert "24 images of val" in shown
     assert main(["health", f"run={run}", "images=1", "workers=0"]) == 2
     assert "images must be at least 2" in capsys.readouterr().err
+
+
+def test_held_out_images_are_not_called_val(run, capsys):
+    data = DataConfig(image_size=32, train_size=80, held_out=0.2, workers=0)
+    run_health(HealthConfig(run=str(run), data=data, workers=0, images=12, views=2, random_init=False))
+    said = "12 images of the held-out share of train"
+    assert said in capsys.readouterr().out
+    assert said in json.loads((run / "health.json").read_text())["protocol"]

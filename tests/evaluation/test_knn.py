@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from heatssl.errors import UserError
 from heatssl.evaluation import knn_accuracy
+from heatssl.evaluation.knn import knn_accuracies, unit_bank
 
 
 def _clusters(count: int, seed: int, classes: int = 5, channels: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,6 +24,30 @@ def test_equals_scikit_learn(k: int) -> None:
     reference = KNeighborsClassifier(n_neighbors=k, metric="cosine").fit(*TRAIN).score(*TEST)
     assert 0.3 < reference < 0.95
     assert knn_accuracy(*TRAIN, *TEST, k=k) == pytest.approx(reference, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.07])
+@pytest.mark.parametrize("bank_chunk", [13, 16384])
+def test_several_k_in_one_pass_are_those_of_one_pass_each(temperature: float | None, bank_chunk: int) -> None:
+    ks = [100, 1, 7, 20, 300]
+    alone = [knn_accuracy(*TRAIN, *TEST, k=k, temperature=temperature) for k in ks]
+    assert len(set(alone)) > 2
+    assert knn_accuracies(*TRAIN, *TEST, ks, temperature, bank_chunk=bank_chunk) == alone
+
+
+def test_shares_of_processes_add_up() -> None:
+    whole = knn_accuracies(*TRAIN, *TEST, [1, 20], query_chunk=7)
+    shares = [knn_accuracies(*TRAIN, *TEST, [1, 20], query_chunk=7, rank=rank, world=3) for rank in range(3)]
+    assert all(0 < share < one for part in shares for share, one in zip(part, whole, strict=True))
+    assert [sum(parts) for parts in zip(*shares, strict=True)] == pytest.approx(whole)
+
+
+def test_a_float16_bank_of_any_scale_has_the_same_neighbours() -> None:
+    """Features themselves may lie beyond the range of float16."""
+    for scale in (1.0, 1e6, 1e-9):
+        bank = unit_bank(scale * TRAIN[0], torch.device("cpu"), chunk=7)
+        assert bank.dtype == torch.float16
+        assert knn_accuracy(bank, TRAIN[1], *TEST, k=20) == pytest.approx(knn_accuracy(*TRAIN, *TEST, k=20), abs=0.01)
 
 
 def test_weighted_vote_equals_the_formula() -> None:

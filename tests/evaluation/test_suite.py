@@ -1,17 +1,21 @@
 """One table for several backbones: the same numbers as the single commands, and nothing lost."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from heatssl.cli import main
-from heatssl.config import EvaluateConfig, KnnConfig, ProbeConfig
+from heatssl.config import DataConfig, EvaluateConfig, KnnConfig, ProbeConfig, SegmentConfig
 from heatssl.errors import UserError
-from heatssl.evaluation import run_knn, run_probe, run_suite
+from heatssl.evaluation import run_knn, run_probe, run_segment, run_suite, suite
 from heatssl.evaluation.suite import markdown, summarise
+
+DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
 
 
 def result(name: str, accuracy: float, **changes: object) -> dict[str, object]:
@@ -55,6 +59,67 @@ def test_the_numbers_are_those_of_the_single_commands(
     assert [(row["metric"], row["seeds"]) for row in rows] == [("knn", "1"), ("linear", "2")] * 2
     assert (folder / "results.md").read_text().strip() in shown
     assert not (folder / "probe.safetensors").exists()
+
+
+def test_what_stands_on_disk_is_not_measured_again(
+    tmp_path: Path,
+    write_run: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[str] = []
+    for name in ("measure_knn", "measure_probe"):
+        real = getattr(suite, name)
+        monkeypatch.setattr(suite, name, lambda *a, real=real, name=name, **k: measured.append(name) or real(*a, **k))
+    run = write_run(tmp_path / "a", 1)
+    (knn,) = run_knn(KnnConfig(run=str(run), workers=0, random_init=False, cache=False))
+    run_suite(EvaluateConfig(sources=[str(run)], workers=0, output=str(tmp_path / "one")))
+    assert measured == ["measure_probe"]
+    assert f"kNN, seed 0: {100 * knn.accuracy:.1f} %, from {run}/evaluation.json" in capsys.readouterr().out
+    first = json.loads((tmp_path / "one" / "results.json").read_text())["results"]
+
+    again = EvaluateConfig(sources=[str(run)], workers=0, output=str(tmp_path / "one"))
+    run_suite(again)
+    assert measured == ["measure_probe"]
+    assert json.loads((tmp_path / "one" / "results.json").read_text())["results"] == first
+
+    for change, count in (
+        ({"fresh": True}, 2),
+        ({"seeds": [1]}, 2),
+        ({"data": dataclasses.replace(DATA, val_size=30)}, 2),
+    ):
+        measured.clear()
+        run_suite(dataclasses.replace(again, output=str(tmp_path / "other"), **change))  # type: ignore[arg-type]
+        assert len(measured) == count, change
+    measured.clear()
+    write_run(tmp_path / "a", 2)
+    run_suite(again)
+    assert len(measured) == 2, "other weights"
+
+
+def test_segmentation_is_measured_where_there_are_masks(
+    tmp_path: Path, write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "SUITES", {"full": ("knn", "segmentation")})
+    run = str(write_run(tmp_path / "a"))
+    data = dataclasses.replace(DATA, train_size=20, val_size=10)
+    folder = run_suite(EvaluateConfig(sources=[run], suite="full", data=data, workers=0, output=str(tmp_path / "out")))
+    (single,) = run_segment(SegmentConfig(run=run, data=data, workers=0, random_init=False))
+    knn, segmentation = json.loads((folder / "results.json").read_text())["results"]
+    assert (segmentation["metric"], segmentation["accuracy"]) == ("segmentation", single.accuracy)
+    assert segmentation["key"] == single.key != knn["key"]
+    table = (folder / "results.md").read_text()
+    assert "| backbone | kNN | segmentation, mean IoU |" in table
+    assert f"| {100 * single.accuracy:.1f} |" in table, "a mean IoU has no binomial error"
+    images = tmp_path / "images"
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (images / split / name).mkdir(parents=True)
+            for i in range(15):
+                Image.new("RGB", (32, 32), (99 * (name == "a"), 9 * i, 0)).save(images / split / name / f"{i}.png")
+    plain = DataConfig(name="folder", root=str(images), image_size=32)
+    folder = run_suite(EvaluateConfig(sources=[run], suite="full", data=plain, workers=0, output=str(tmp_path / "no")))
+    assert [entry["metric"] for entry in json.loads((folder / "results.json").read_text())["results"]] == ["knn"]
 
 
 def test_rows_are_means_over_seeds_alone() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from timm.layers import AttentionPoolLatent
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from heatssl.errors import UserError
@@ -88,10 +89,20 @@ def test_attention_is_that_of_timm() -> None:
     torch.testing.assert_close(pooling(tokens), reference(tokens))
 
 
-def test_the_block_is_that_of_timm() -> None:
+@pytest.mark.parametrize("depth", [1, 4])
+def test_the_blocks_are_those_of_timm(depth: int) -> None:
     torch.manual_seed(0)
-    pooling, tokens = BlockPooling(CHANNELS, heads=4), torch.randn(5, 9, CHANNELS)
-    torch.testing.assert_close(pooling(tokens), pooling.block(tokens).mean(dim=1))
+    pooling, tokens = BlockPooling(CHANNELS, heads=4, depth=depth), torch.randn(5, 9, CHANNELS)
+    torch.testing.assert_close(pooling(tokens), pooling.blocks(tokens).mean(dim=1))
+    assert [type(block) for block in pooling.blocks] == [Block] * depth
+
+
+def test_four_blocks_read_the_class_and_each_of_them_learns() -> None:
+    found = token_probe(*DATA, head="block", depth=4, **SHORT)
+    assert found.accuracy > 0.9
+    start = token_probe(*DATA, head="block", depth=4, **SHORT | {"epochs": 1, "learning_rates": (1e-9,)})
+    for one, other in zip(found.probe.pooling.blocks, start.probe.pooling.blocks, strict=True):
+        assert not torch.allclose(_weights(one), _weights(other), atol=1e-3)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -141,6 +152,8 @@ def test_bad_input_is_named() -> None:
         "choose one of attentive, block": {"head": "linear"},
         "learning rates must be positive": {"learning_rates": [0.0]},
         "at least 1": {"epochs": 0},
+        "no other head has any": {"depth": 4},
+        "one block or more": {"head": "block", "depth": 0},
         "between 0 and 1": {"held_out": 1.0},
     }.items():
         with pytest.raises(UserError, match=message):

@@ -1,0 +1,78 @@
+"""From what was found to a result with all that it takes to trust it."""
+
+import time
+from typing import NamedTuple
+
+from torch import nn
+
+from heatssl.config import EvaluationConfig
+from heatssl.evaluation.processes import is_first
+from heatssl.evaluation.results import Result, append_results, commit, format_table, hardware
+from heatssl.evaluation.source import Source
+
+
+class Accuracy(NamedTuple):
+    """Of one protocol: the mean where it has several draws, and their deviation."""
+
+    mean: float
+    deviation: float | None = None
+
+
+def backbones_of(source: Source, random_init: bool, seed: int) -> list[tuple[str, nn.Module]]:
+    """What is measured: the weights, and beside them, when asked for, their random twin."""
+    given = [(source.weights, source.backbone)]
+    return given + ([("random_init", source.twin(seed))] if random_init and source.weights == "pretrained" else [])
+
+
+def result_of(
+    source: Source,
+    weights: str,
+    metric: str,
+    accuracy: Accuracy,
+    about: str,
+    sizes: tuple[int, int],
+    config: EvaluationConfig,
+    start: float,
+) -> Result:
+    """A number with all that it takes to trust it.
+
+    Args:
+        source: what was measured.
+        weights: ``pretrained`` or ``random_init``.
+        metric: its name.
+        accuracy: what was found.
+        about: the protocol, as far as images and seed do not say it.
+        sizes: images of train, and of those that were tested.
+        config: settings of the protocol.
+        start: ``time.perf_counter()`` when it began.
+    """
+    return Result(
+        metric=metric,
+        weights=weights,
+        accuracy=accuracy.mean,
+        deviation=accuracy.deviation,
+        protocol=(
+            f"{about} at {source.data.image_size} px, centre crop; "
+            f"{sizes[0]} train, {sizes[1]} {source.split} images; seed {config.seed}"
+        ),
+        data=source.data.name,
+        split=source.split,
+        train_size=sizes[0],
+        val_size=sizes[1],
+        seed=config.seed,
+        seconds=time.perf_counter() - start,
+        backbone=source.info.describe(),
+        source=source.kind,
+        step=source.info.step if weights == "pretrained" else 0,
+        hardware=hardware(source.device),
+        commit=commit(),
+        key=source.key(metric, config) if weights == source.weights else "",
+    )
+
+
+def finish(source: Source, results: list[Result]) -> list[Result]:
+    """Keep the results in ``evaluation.json`` and print them."""
+    if is_first():
+        append_results(source.output / "evaluation.json", results)
+        print(format_table(results), flush=True)
+    return results

@@ -1,0 +1,134 @@
+"""Data that would give a wrong or meaningless number end in one line, exit code 2, and no number."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from heatssl.cli import main
+from heatssl.config import DataConfig
+from heatssl.data import open_split
+from heatssl.export import load_backbone, save_backbone
+
+COMMANDS = {
+    "knn": ["knn", "k=2"],
+    "probe": ["probe"],
+    "attentive": ["probe", "head=attentive", "epochs=1"],
+    "mae": ["probe", "protocol=mae", "epochs=1", "batch_size=4"],
+    "finetune": ["finetune", "epochs=1", "batch_size=4", "drop_path=0"],
+}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images of each of three classes in train and in val."""
+    root = tmp_path / "images"
+    for split in ("train", "val"):
+        for name in ("cat", "dog", "emu"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng((len(split), ord(name[0]), i)).integers(0, 256, (32, 32, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def refused(run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command on the images, expects it to refuse them, and gives what it said."""
+
+    def refuse(command: str, *words: str) -> str:
+        data = ["data=folder", f"data.root={images}", "workers=0", "random_init=false"]
+        arguments = [*COMMANDS[command], f"run={run}", *data, *words]
+        assert main(arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("heatssl: error: ")
+        assert "\n" not in error
+        assert not (run / "evaluation.json").exists()
+        return error
+
+    return refuse
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_class_that_only_train_has(command: str, images: Path, refused: Callable[..., str]) -> None:
+    shutil.rmtree(images / "val" / "dog")
+    error = refused(command)
+    assert "val has no image of class 'dog', which train has: add some to val, or take the class out of train" in error
+
+
+def test_classes_that_differ_are_named_in_both_directions(images: Path, refused: Callable[..., str]) -> None:
+    (images / "val" / "dog").rename(images / "val" / "fox")
+    error = refused("knn")
+    assert "has class 'fox', which train lacks, and lacks 'dog', which train has" in error
+
+
+def test_labels_follow_names_and_not_their_order(images: Path) -> None:
+    """With a class missing in val, positions among val's own folders would shift."""
+    shutil.rmtree(images / "val" / "cat")
+    val = open_split(DataConfig(name="folder", root=str(images)), "val")
+    assert [val.classes[label] for label in val.labels] == [Path(val.name(i)).parent.name for i in range(len(val))]
+    assert set(val.labels) == {1, 2}
+
+
+@pytest.mark.parametrize("command", ["knn", "probe", "mae", "finetune"])
+def test_one_class(command: str, images: Path, refused: Callable[..., str]) -> None:
+    for split in ("train", "val"):
+        for name in ("dog", "emu"):
+            shutil.rmtree(images / split / name)
+    assert "all 4 images of train are of class 'cat': add a folder of images for a second class" in refused(command)
+
+
+def test_an_empty_class_folder(images: Path, refused: Callable[..., str]) -> None:
+    for file in (images / "train" / "emu").iterdir():
+        file.unlink()
+    assert "train/emu holds no images: add some or remove the folder" in refused("probe")
+
+
+def test_fewer_images_than_neighbours(
+    images: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "heatssl.evaluation.split_features.extract_features", lambda *_, **__: pytest.fail("extracted first")
+    )
+    assert "k=13 neighbours cannot be found among 12 training images: set 1 <= k <= 12" in refused("knn", "k=[5,13]")
+    assert "k=['five']: expected a whole number, or a list such as" in refused("knn", "k=[five]")
+    assert "k=0" in refused("knn", "k=0")
+
+
+@pytest.mark.parametrize("command", ["knn", "attentive"])
+def test_weights_that_are_broken(command: str, run: Path, refused: Callable[..., str]) -> None:
+    backbone, info = load_backbone(run)
+    next(backbone.parameters()).data.fill_(float("nan"))
+    save_backbone(run, backbone, info)
+    error = refused(command)
+    assert "features of 12 of 12 images are NaN or infinite" in error
+    assert "train/cat/0.png first: the weights are broken, use an earlier checkpoint" in error
+
+
+def test_a_single_image_that_breaks_is_named(
+    images: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heatssl.evaluation import features
+
+    real = features.pooled_features
+    white = Image.new("RGB", (32, 32), "white")
+    white.save(images / "val" / "dog" / "2.png")
+
+    def overflow(backbone: torch.nn.Module, shown: torch.Tensor) -> torch.Tensor:
+        found = real(backbone, shown).clone()
+        found[shown.std(dim=(1, 2, 3)) < 0.3] = torch.inf
+        return found
+
+    monkeypatch.setattr(features, "pooled_features", overflow)
+    error = refused("knn")
+    assert f"features of 1 of 12 images are NaN or infinite: {images}/val/dog/2.png" in error
+    assert "take these images out" in error
+
+
+def test_a_small_subset_need_not_have_every_class(run: Path, images: Path) -> None:
+    words = ["data=folder", f"data.root={images}", "data.val_size=2", "workers=0", "random_init=false", "k=3"]
+    assert main(["knn", f"run={run}", *words]) == 0
