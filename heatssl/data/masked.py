@@ -5,8 +5,7 @@ Classes of the images play no part: val may have others than train.
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 
 from heatssl.config import DataConfig
 from heatssl.data import folder, tar
-from heatssl.data.decode import decode
+from heatssl.data.files import Files, InFolder, InTar
 from heatssl.data.image_data import ImageData, Split
 from heatssl.data.layout import root_of
 from heatssl.data.shapes import Shapes
@@ -31,16 +30,13 @@ class MaskedData(ImageData, Protocol):
         """Classes (H, W) of image i, of the size of the image; raises what the decoder raises."""
 
 
-class Masked:
+class Masked(Files):
     """Files in pairs.
 
     Args:
         split: which one.
         names: of the images, to tell of them.
         read_image, read_mask: the bytes of file i.
-
-    Attributes:
-        classes: one, for all images.
     """
 
     def __init__(
@@ -50,26 +46,8 @@ class Masked:
         read_image: Callable[[int], bytes],
         read_mask: Callable[[int], bytes],
     ) -> None:
-        self.split = split
-        self.classes = ["image"]
-        self._names = names
-        self._read_image, self._read_mask = read_image, read_mask
-
-    @property
-    def labels(self) -> list[int]:
-        """Zeros: there is nothing to classify."""
-        return [0] * len(self)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, i: int) -> str:
-        """Path of image i, as far as it is one."""
-        return self._names[i]
-
-    def load(self, i: int) -> Image.Image:
-        """Decode image i to RGB."""
-        return decode(self._read_image(i))
+        super().__init__(split, names, read_image)
+        self._read_mask = read_mask
 
     def mask(self, i: int) -> NDArray[np.uint8]:
         """Classes of image i; a mask is one channel of whole numbers below 256, or a palette."""
@@ -105,22 +83,16 @@ def open_masked(config: DataConfig, split: Split) -> MaskedData:
     raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
 
 
-@dataclass(frozen=True)
-class _TarFiles:
-    reader: tar.Reader
-    entries: list[tar.Entry]
+def read_mask(data: MaskedData, i: int) -> NDArray[np.uint8]:
+    """The mask (H, W) of image i.
 
-    def __call__(self, i: int) -> bytes:
-        return self.reader.read(self.entries[i].offset, self.entries[i].size)
-
-
-@dataclass(frozen=True)
-class _FolderFiles:
-    base: Path
-    paths: list[str]
-
-    def __call__(self, i: int) -> bytes:
-        return (self.base / self.paths[i]).read_bytes()
+    Raises:
+        UserError: when it cannot be used, naming the image.
+    """
+    try:
+        return data.mask(i)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the mask of {data.name(i)} cannot be used ({error}): repair it or take it out") from error
 
 
 def _in_tar(root: str, split: Split) -> Masked:
@@ -135,8 +107,8 @@ def _in_tar(root: str, split: Split) -> Masked:
     return Masked(
         split,
         [f"{path.name}:{split}/{image}" for image, _ in pairs],
-        _TarFiles(reader, [images[image] for image, _ in pairs]),
-        _TarFiles(reader, [masks[mask] for _, mask in pairs]),
+        InTar(reader, [images[image] for image, _ in pairs]),
+        InTar(reader, [masks[mask] for _, mask in pairs]),
     )
 
 
@@ -148,8 +120,8 @@ def _in_folder(root: str, split: Split) -> Masked:
     return Masked(
         split,
         [str(here / image) for image, _ in pairs],
-        _FolderFiles(here, [image for image, _ in pairs]),
-        _FolderFiles(there, [mask for _, mask in pairs]),
+        InFolder(here, [image for image, _ in pairs]),
+        InFolder(there, [mask for _, mask in pairs]),
     )
 
 

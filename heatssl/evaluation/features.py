@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,20 @@ def extract_maps(
 
     labels = _each_batch(keep, backbone, data, config, batch_size, device, progress)
     return maps[:filled], labels
+
+
+def extract_all_maps(backbone: nn.Module, data: ImageData, config: DataConfig, **settings: Any) -> Tensor:
+    """Maps (N, C, h, w) float16 as of :func:`extract_maps`, of images none of which may be missing.
+
+    Raises:
+        UserError: see there, and when an image cannot be read: what belongs to it would be another's.
+    """
+    maps, _ = extract_maps(backbone, data, config, **settings)
+    if len(maps) != len(data):
+        raise UserError(
+            f"{len(data) - len(maps)} images cannot be read: repair them, or take them and what belongs to them out"
+        )
+    return maps
 
 
 def _each_batch(
