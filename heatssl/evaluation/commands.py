@@ -199,6 +199,7 @@ def result_of(
     seed: int,
     start: float,
     split: str | None = None,
+    view: str = "centre crop",
 ) -> Result:
     """A number with all that it takes to trust it.
 
@@ -212,6 +213,7 @@ def result_of(
         seed: of the protocol.
         start: ``time.perf_counter()`` when it began.
         split: what was tested; None: what the source's settings have for val.
+        view: how images became squares.
     """
     split = source.split if split is None else split
     return Result(
@@ -220,8 +222,7 @@ def result_of(
         accuracy=accuracy.mean,
         deviation=accuracy.deviation,
         protocol=(
-            f"{about} at {source.data.image_size} px, centre crop; "
-            f"{sizes[0]} train, {sizes[1]} {split} images; seed {seed}"
+            f"{about} at {source.data.image_size} px, {view}; {sizes[0]} train, {sizes[1]} {split} images; seed {seed}"
         ),
         data=source.data.name,
         split=split,

@@ -5,7 +5,6 @@ smoothing, drop path, an average of the weights over steps. Settings are fixed b
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -26,6 +25,7 @@ from heatssl.backbones import create_backbone, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import BadFiles, ImageData, augment, eval_loader, normalise, open_split, steps_per_epoch, train_loader
 from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.checks import check_labels
 from heatssl.evaluation.commands import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.features import evaluation_mode
@@ -117,8 +117,11 @@ def fit(
     steps = per_epoch * config.epochs
     mixes = config.mixup > 0 or config.cutmix > 0
     mix = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=model.head.out_features)
-    state = _Checkpoint(source.output / f"finetune_{weights}.ckpt", config, fingerprint(model.backbone))
-    first = state.load(model, optimizer, average)
+    state = Checkpoint(source.output / f"finetune_{weights}.ckpt", config, fingerprint(model.backbone))
+    parts: list[Stateful] = [model, optimizer]
+    if average is not None:
+        parts.append(average.module)
+    first = state.load(*parts)
     loader = train_loader(train, data, batch_size=config.batch_size, seed=config.seed, start_step=first)
     bad = BadFiles(data.bad_fraction)
     with tqdm(total=steps, initial=first, desc="finetune", unit="step", delay=2, leave=False, disable=None) as bar:
@@ -150,9 +153,9 @@ def fit(
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if (step + 1) % per_epoch == 0:
-                state.save(step + 1, model, optimizer, average)
+                state.save(step + 1, *parts)
     bad.check()
-    state.path.unlink(missing_ok=True)
+    state.remove()
     trained: nn.Module = model if average is None else average.module
     return trained.eval()
 
@@ -174,42 +177,6 @@ def _schedule(step: int, steps: int, config: FinetuneConfig, per_epoch: int) -> 
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-class _Checkpoint:
-    """The state after an epoch, for the very same settings and weights."""
-
-    def __init__(self, path: Path, config: FinetuneConfig, weights: str) -> None:
-        bookkeeping = ("workers", "output", "accelerator")
-        settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in bookkeeping}
-        self.path = path
-        self.key = hashlib.sha256(f"{json.dumps(settings, sort_keys=True)} {weights}".encode()).hexdigest()
-
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEmaV3 | None) -> int:
-        """Go on where it stopped; the number of steps that are done."""
-        if not self.path.exists():
-            return 0
-        found = torch.load(self.path, map_location="cpu", weights_only=True)
-        if found["key"] != self.key:
-            return 0
-        model.load_state_dict(found["model"])
-        optimizer.load_state_dict(found["optimizer"])
-        if average is not None:
-            average.module.load_state_dict(found["average"])
-        print(f"going on from step {found['step']} of {self.path}", flush=True)
-        return int(found["step"])
-
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEmaV3 | None) -> None:
-        """Whole or not at all."""
-        state = {
-            "key": self.key,
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.module.state_dict() if average is not None else {},
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, lambda file: torch.save(state, file))
 
 
 @torch.inference_mode()

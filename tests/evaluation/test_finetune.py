@@ -62,7 +62,7 @@ class InterruptedRunError(Exception):
 @pytest.mark.parametrize("ema", [0.9, 0.0])
 def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_path, monkeypatch, capsys, ema):
     accuracies, weights = [], []
-    real = finetune._Checkpoint.save
+    real = finetune.Checkpoint.save
     for name, interrupt in (("whole", False), ("parts", True)):
         run = write_run(tmp_path / name)
         config = FinetuneConfig(run=str(run), ema=ema, **QUICK)
@@ -72,10 +72,10 @@ def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_
                 real(self, step, *state)
                 raise InterruptedRunError
 
-            monkeypatch.setattr(finetune._Checkpoint, "save", save)
+            monkeypatch.setattr(finetune.Checkpoint, "save", save)
             with pytest.raises(InterruptedRunError):
                 run_finetune(config)
-            monkeypatch.setattr(finetune._Checkpoint, "save", real)
+            monkeypatch.setattr(finetune.Checkpoint, "save", real)
         (result,) = run_finetune(config)
         accuracies.append(result.accuracy)
         weights.append(safetensors.torch.load_file(run / "finetuned.safetensors"))
@@ -90,11 +90,11 @@ def test_other_settings_do_not_go_on_from_there(run, monkeypatch, capsys):
         real(self, step, *state)
         raise InterruptedRunError
 
-    real = finetune._Checkpoint.save
-    monkeypatch.setattr(finetune._Checkpoint, "save", save)
+    real = finetune.Checkpoint.save
+    monkeypatch.setattr(finetune.Checkpoint, "save", save)
     with pytest.raises(InterruptedRunError):
         run_finetune(FinetuneConfig(run=str(run), **QUICK))
-    monkeypatch.setattr(finetune._Checkpoint, "save", real)
+    monkeypatch.setattr(finetune.Checkpoint, "save", real)
     run_finetune(FinetuneConfig(run=str(run), **QUICK, smoothing=0.2))
     assert "going on" not in capsys.readouterr().out
 

@@ -1,0 +1,50 @@
+"""COCO's average precision, by torchmetrics and pycocotools."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+from heatssl.errors import UserError
+
+Boxes = dict[str, Tensor]  # boxes (D, 4) left, top, right, bottom; labels (D,); scores (D,) or iscrowd (D,)
+
+
+class AveragePrecision(NamedTuple):
+    """Means over the classes that are there, in [0, 1]; at most 100 detections of an image count."""
+
+    ap: float  # mean over the intersections over union 0.5, 0.55, ..., 0.95
+    ap50: float  # a detection is right from an intersection over union of 0.5 on
+    ap75: float
+
+
+def coco_metric() -> MeanAveragePrecision:
+    """The metric, empty.
+
+    Raises:
+        UserError: when pycocotools is not installed.
+    """
+    try:
+        return MeanAveragePrecision(backend="pycocotools")
+    except ModuleNotFoundError as error:
+        raise UserError("average precision needs pycocotools: pip install 'heatssl[detection]'") from error
+
+
+def average_precision(found: Sequence[Boxes], true: Sequence[Boxes]) -> AveragePrecision:
+    """Detections against the boxes that are there, image by image.
+
+    Args:
+        found: ``boxes``, ``scores`` and ``labels`` of each image.
+        true: ``boxes``, ``labels`` and ``iscrowd``.
+
+    Raises:
+        UserError: when pycocotools is not installed, or no image has a box to find.
+    """
+    metric = coco_metric()
+    metric.update(list(found), list(true))
+    values = metric.compute()
+    scores = AveragePrecision(*(values[name].item() for name in ("map", "map_50", "map_75")))
+    if scores.ap < 0:  # COCO's mark for: nothing to find
+        raise UserError("average precision needs a box to find: no image has one that is no crowd")
+    return scores
