@@ -14,7 +14,7 @@ from torchvision.models.detection.fcos import FCOS
 
 from heatssl.errors import UserError
 
-SCORE_THRESHOLD = 0.05  # FCOS, section 4: detections below it are left out
+SCORE_THRESHOLD = 0.05  # FCOS, section 3.1: detections below it are left out
 GROUPS = 32  # of channels, in the normalisation of torchvision's head
 
 
@@ -84,7 +84,7 @@ class Detector(FCOS):
         self.register_buffer("std", std[:, None, None])
 
     def losses(self, maps: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The three losses of FCOS, by name: equation 2, and that of centre-ness.
+        """The three losses of FCOS, by name: the two of equation 2, and that of centre-ness (equation 3).
 
         Args:
             maps: (B, C, h, w).
