@@ -14,8 +14,6 @@ from heatssl.errors import UserError
 OVERLAPS = np.linspace(0.5, 0.95, 10).tolist()
 RECALLS = np.linspace(0.0, 1.0, 101).tolist()
 
-Boxes = dict[str, Tensor]  # boxes (D, 4) left, top, right, bottom; labels (D,); scores (D,) or iscrowd (D,)
-
 
 class AveragePrecision(NamedTuple):
     """Means over the classes that are there, in [0, 1]; at most 100 detections of an image count."""
@@ -37,12 +35,12 @@ def coco_metric() -> MeanAveragePrecision:
         raise UserError("average precision needs pycocotools: pip install 'heatssl[detection]'") from error
 
 
-def average_precision(found: Sequence[Boxes], true: Sequence[Boxes]) -> AveragePrecision:
+def average_precision(found: Sequence[dict[str, Tensor]], true: Sequence[dict[str, Tensor]]) -> AveragePrecision:
     """Detections against the boxes that are there, image by image.
 
     Args:
-        found: ``boxes``, ``scores`` and ``labels`` of each image.
-        true: ``boxes``, ``labels`` and ``iscrowd``.
+        found: of each image ``boxes`` (D, 4), left, top, right, bottom in pixels, ``scores`` (D,) and ``labels`` (D,).
+        true: ``boxes`` (K, 4), ``labels`` (K,) and ``iscrowd`` (K,).
 
     Raises:
         UserError: when pycocotools is not installed, or no image has a box to find.

@@ -89,7 +89,8 @@ def train_detector(
 def find_boxes(detector: Detector, maps: FrozenMaps, batch_size: int) -> list[dict[str, Tensor]]:
     """What the detector finds in every image, in order, on the CPU: ``boxes`` in pixels, ``scores``, ``labels``."""
     found = []
-    for _, batch in maps.batches(torch.arange(len(maps)), batch_size):
+    batches = maps.batches(torch.arange(len(maps)), batch_size)
+    for _, batch in tqdm(batches, desc="boxes", unit="batch", delay=2, leave=False, disable=None):
         found += [{name: part.cpu() for name, part in each.items()} for each in detector(batch)]
     return found
 
