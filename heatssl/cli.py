@@ -23,6 +23,7 @@ FUNCTIONS = {
     "knn": "heatssl.evaluation:run_knn",
     "finetune": "heatssl.evaluation:run_finetune",
     "segment": "heatssl.evaluation:run_segment",
+    "detect": "heatssl.evaluation:run_detect",
     "health": "heatssl.evaluation:run_health",
     "evaluate": "heatssl.report.commands:run_evaluate",
     "attribute": "heatssl.report.commands:run_attribute",

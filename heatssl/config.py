@@ -149,6 +149,21 @@ class SegmentConfig(EvaluationConfig):
 
 
 @dataclass
+class DetectConfig(EvaluationConfig):
+    """``heatssl detect``: boxes of annotations/train.json and val.json in COCO's format, of masks, or of the scenes."""
+
+    mask_value: int = 1  # where masks stand for boxes: the box around these pixels is the object
+    width: int = 128  # channels of the pyramid and the head, a multiple of 32
+    scales: list[float] = field(default_factory=lambda: [2.0, 1.0, 0.5])  # levels of the pyramid, in map sizes
+    epochs: int = 20
+    batch_size: int = 16  # images per step
+    learning_rate: float = 1.0e-3  # peak, for this batch size: not rescaled
+    weight_decay: float = 0.05
+    flip: bool = True  # learn from mirror images as well
+    random_init: bool = True
+
+
+@dataclass
 class FinetuneConfig(EvaluationConfig):
     """``heatssl finetune``: all weights, trained on labels."""
 
@@ -235,6 +250,7 @@ SCHEMAS: dict[str, type] = {
     "knn": KnnConfig,
     "finetune": FinetuneConfig,
     "segment": SegmentConfig,
+    "detect": DetectConfig,
     "health": HealthConfig,
     "evaluate": EvaluateConfig,
     "attribute": AttributeConfig,

@@ -15,6 +15,7 @@ SUMMARY = {
     "knn": "report the accuracy of nearest neighbours among frozen features",
     "finetune": "train all weights on labels and report the accuracy",
     "segment": "report how well frozen feature maps tell the classes of pixels",
+    "detect": "report how well boxes around objects are found in frozen feature maps",
     "health": "report figures of frozen features that need no labels",
     "evaluate": "measure several backbones by the same protocols: one table, and a page",
     "attribute": "write heatmaps of where the features come from, with or without a classifier, and a page of them",
@@ -49,6 +50,10 @@ EXAMPLES = {
     "segment": [
         "heatssl segment run=runs/demo",
         "heatssl segment run=runs/demo data=tar data.root=pets-trimap.tar ignore=[3] method=knn",
+    ],
+    "detect": [
+        "heatssl detect run=runs/demo data=shapes data.train_size=1000",
+        "heatssl detect run=runs/demo data=folder data.root=/path/to/coco scales=[2,1,0.5]",
     ],
     "health": ["heatssl health run=runs/demo", "heatssl health run=runs/demo other=runs/demo/best"],
     "evaluate": [

@@ -28,6 +28,7 @@ from heatssl.data import (
     normalise,
 )
 from heatssl.data.crop import centre_crop_mask
+from heatssl.data.masked import read_mask
 from heatssl.errors import UserError
 from heatssl.evaluation.results import commit, hardware
 from heatssl.evaluation.source import Source
@@ -188,14 +189,7 @@ def _of_split(source: Source, config: AttributeConfig) -> _Images:
 def _masks(chosen: Subset, places: list[int], source: Source, config: AttributeConfig) -> tuple[Tensor, Tensor]:
     """Where the object is, and which pixels count, of images at some places of a subset: (B, S, S) bool twice."""
     data: MaskedData = chosen.data  # type: ignore[assignment]
-    values = []
-    for place in places:
-        try:
-            values.append(centre_crop_mask(data.mask(int(chosen.indices[place])), source.data.image_size))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the mask of {chosen.name(place)} cannot be used ({error}): repair it or take it out"
-            ) from error
+    values = [centre_crop_mask(read_mask(data, int(chosen.indices[place])), source.data.image_size) for place in places]
     masks = torch.stack(values).to(source.device)
     objects, ignored = (torch.tensor(wanted, dtype=torch.uint8) for wanted in (config.objects, config.ignore))
     return torch.isin(masks, objects.to(masks.device)), ~torch.isin(masks, ignored.to(masks.device))

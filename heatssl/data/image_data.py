@@ -56,7 +56,8 @@ class Subset:
     @cached_property
     def labels(self) -> list[int]:
         """The label of every image."""
-        return [self.data.labels[i] for i in self.indices]
+        labels = self.data.labels
+        return [labels[i] for i in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -5,8 +5,7 @@ Classes of the images play no part: val may have others than train.
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,8 @@ from PIL import Image
 
 from heatssl.config import DataConfig
 from heatssl.data import folder, tar
-from heatssl.data.decode import decode, shown_size
+from heatssl.data.decode import shown_size
+from heatssl.data.files import Contents, Files, InFolder, InTar
 from heatssl.data.image_data import ImageData, Split, Subset
 from heatssl.data.layout import root_of
 from heatssl.data.open import chosen
@@ -32,43 +32,22 @@ class MaskedData(ImageData, Protocol):
         """Classes (H, W) of image i, of the size of the image; raises what the decoder raises."""
 
 
-class Masked:
+class Masked(Files):
     """Files in pairs.
 
     Args:
         split: which one.
         names: of the images, to tell of them.
         images, masks: the files.
-
-    Attributes:
-        classes: one, for all images.
     """
 
-    def __init__(self, split: Split, names: Sequence[str], images: "_Files", masks: "_Files") -> None:
-        self.split = split
-        self.classes = ["image"]
-        self._names = names
-        self._images, self._masks = images, masks
-
-    @property
-    def labels(self) -> list[int]:
-        """Zeros: there is nothing to classify."""
-        return [0] * len(self)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, i: int) -> str:
-        """Path of image i, as far as it is one."""
-        return self._names[i]
+    def __init__(self, split: Split, names: Sequence[str], images: Contents, masks: Contents) -> None:
+        super().__init__(split, names, images)
+        self._masks = masks
 
     def version(self, i: int) -> str:
         """What changes when image i does, or its mask."""
-        return f"{self._images.version(i)} {self._masks.version(i)}"
-
-    def load(self, i: int) -> Image.Image:
-        """Decode image i to RGB."""
-        return decode(self._images.read(i))
+        return f"{super().version(i)} {self._masks.version(i)}"
 
     def mask(self, i: int) -> NDArray[np.uint8]:
         """Classes of image i; a mask is one channel of whole numbers below 256, or a palette."""
@@ -76,7 +55,7 @@ class Masked:
         values = np.asarray(picture)
         if values.ndim != 2 or values.dtype.kind not in "bui" or values.max(initial=0) > 255:
             raise ValueError(f"the mask of {self.name(i)} is {picture.mode}, not one channel of classes below 256")
-        if values.shape != shown_size(self._images.read(i))[::-1]:
+        if values.shape != shown_size(self._contents.read(i))[::-1]:
             raise ValueError(f"the mask of {self.name(i)} has another size than its image")
         return values.astype(np.uint8)
 
@@ -135,35 +114,16 @@ def _whole(config: DataConfig, split: Split, size: int | None) -> MaskedData:
     raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
 
 
-class _Files(Protocol):
-    def read(self, i: int) -> bytes: ...
+def read_mask(data: MaskedData, i: int) -> NDArray[np.uint8]:
+    """The mask (H, W) of image i.
 
-    def version(self, i: int) -> str: ...
-
-
-@dataclass(frozen=True)
-class _TarFiles:
-    reader: tar.Reader
-    entries: list[tar.Entry]
-    state: tuple[int, ...]
-
-    def read(self, i: int) -> bytes:
-        return self.reader.read(self.entries[i].offset, self.entries[i].size)
-
-    def version(self, i: int) -> str:
-        return f"{self.entries[i]} {self.state}"
-
-
-@dataclass(frozen=True)
-class _FolderFiles:
-    base: Path
-    paths: list[str]
-
-    def read(self, i: int) -> bytes:
-        return (self.base / self.paths[i]).read_bytes()
-
-    def version(self, i: int) -> str:
-        return f"{self.paths[i]} {folder.state_of(self.base / self.paths[i])}"
+    Raises:
+        UserError: when it cannot be used, naming the image.
+    """
+    try:
+        return data.mask(i)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the mask of {data.name(i)} cannot be used ({error}): repair it or take it out") from error
 
 
 def _in_tar(root: str, split: Split) -> Masked:
@@ -177,8 +137,8 @@ def _in_tar(root: str, split: Split) -> Masked:
     return Masked(
         split,
         [f"{path.name}:{split}/{image}" for image, _ in pairs],
-        _TarFiles(reader, [images[image] for image, _ in pairs], version),
-        _TarFiles(reader, [masks[mask] for _, mask in pairs], version),
+        InTar(reader, [images[image] for image, _ in pairs], version),
+        InTar(reader, [masks[mask] for _, mask in pairs], version),
     )
 
 
@@ -190,8 +150,8 @@ def _in_folder(root: str, split: Split) -> Masked:
     return Masked(
         split,
         [str(here / image) for image, _ in pairs],
-        _FolderFiles(here, [image for image, _ in pairs]),
-        _FolderFiles(there, [mask for _, mask in pairs]),
+        InFolder(here, [image for image, _ in pairs]),
+        InFolder(there, [mask for _, mask in pairs]),
     )
 
 

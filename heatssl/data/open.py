@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heatssl.config import DataConfig
 from heatssl.data.folder import Folder
@@ -38,10 +39,9 @@ def chosen(config: DataConfig, split: Split, whole: Callable[[DataConfig, Split,
         UserError: when nothing is left, and what ``whole`` raises.
     """
     if config.held_out:
-        return _split_of_train(config, split, whole)
-    size = config.train_size if split == "train" else config.val_size
-    if size is not None and size < 1:
-        raise UserError(f"data.{split}_size={size} leaves no image: use at least 1, or null for all")
+        train = chosen(replace(config, held_out=0.0), "train", whole)
+        return Subset(train, part_of_train(train, config, split))
+    size = size_of(config, split)
     data = whole(config, split, size)
     return data if size is None or size >= len(data) else balanced_subset(data, size)
 
@@ -59,16 +59,30 @@ def _whole(config: DataConfig, split: Split, size: int | None) -> ImageData:
     raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
 
 
-def _split_of_train(
-    config: DataConfig, split: Split, whole: Callable[[DataConfig, Split, int | None], ImageData]
-) -> Subset:
-    """Train without its held-out share, or that share in the place of val."""
-    train = chosen(replace(config, held_out=0.0), "train", whole)
+def part_of_train(train: ImageData, config: DataConfig, split: Split) -> NDArray[np.int64]:
+    """Which images of train are ``train`` and ``val`` where a share of it is held out.
+
+    Raises:
+        UserError: when the share leaves either empty.
+    """
     count = round(config.held_out * len(train))
     if not 0 < count < len(train):
         raise UserError(f"data.held_out={config.held_out:g} of {len(train)} images splits nothing: use 0.1, or 0")
     held = balanced_subset(train, count).indices
     if split == "train":
-        return Subset(train, np.setdiff1d(np.arange(len(train)), held))
-    val = Subset(train, held)
-    return val if config.val_size is None or config.val_size >= count else balanced_subset(val, config.val_size)
+        return np.setdiff1d(np.arange(len(train)), held)
+    if config.val_size is None or config.val_size >= count:
+        return held
+    return held[balanced_subset(Subset(train, held), config.val_size).indices]
+
+
+def size_of(config: DataConfig, split: Split) -> int | None:
+    """How many images of a split are asked for; None: all.
+
+    Raises:
+        UserError: when that is none.
+    """
+    size = config.train_size if split == "train" else config.val_size
+    if size is not None and size < 1:
+        raise UserError(f"data.{split}_size={size} leaves no image: use at least 1, or null for all")
+    return size

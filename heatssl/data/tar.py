@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -96,9 +97,9 @@ class Reader:
 
 
 class Entry(NamedTuple):
-    """An image file in a tar."""
+    """A file in a tar."""
 
-    path: str  # below the split
+    path: str  # of an image: below its split
     offset: int  # of the file's first byte in the tar
     size: int
 
@@ -140,22 +141,43 @@ def index_of(path: Path, version: tuple[int, ...], below: str = "") -> dict[Spli
     return {split: sorted(splits.get(split, [])) for split in SPLITS}
 
 
+def locate(path: Path, name: str) -> Entry | None:
+    """The outermost file of this name, such as ``annotations/train.json``, below any folders; None when there is none.
+
+    Raises:
+        UserError: when the file is no complete tar.
+    """
+    wanted = PurePosixPath(name).parts
+    found = [member for member in _members(path) if PurePosixPath(member.name).parts[-len(wanted) :] == wanted]
+    if not found:
+        return None
+    outermost = min(found, key=lambda member: len(PurePosixPath(member.name).parts))
+    return Entry(name, outermost.offset_data, outermost.size)
+
+
 @lru_cache(maxsize=4)
 def _index(path: Path, _version: tuple[int, ...]) -> dict[PurePosixPath, dict[str, list[Entry]]]:
     """Images by what stands before their split; a file of another version (size, times) is read anew."""
     found: dict[PurePosixPath, dict[str, list[Entry]]] = {}
+    for member in _members(path):
+        place = _place(member.name)
+        if place is not None:
+            prefix, split, below = place
+            splits = found.setdefault(prefix, {each: [] for each in SPLITS})
+            splits[split].append(Entry(below, member.offset_data, member.size))
+    return found
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Plain files of a tar, in its order."""
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
-                place = _place(member.name) if member.isreg() and not member.issparse() else None
-                if place is not None:
-                    prefix, split, below = place
-                    splits = found.setdefault(prefix, {each: [] for each in SPLITS})
-                    splits[split].append(Entry(below, member.offset_data, member.size))
+                if member.isreg() and not member.issparse():
+                    yield member
     except tarfile.ReadError as error:
         raise UserError(f"{path} is not a complete tar file ({error}): copy or pack it again") from error
-    return found
 
 
 def _place(name: str) -> tuple[PurePosixPath, str, str] | None:

@@ -1,7 +1,11 @@
 """Numbers for frozen backbones: nearest neighbours, a linear probe and probes of whole maps, each with its protocol."""
 
+from heatssl.evaluation.average_precision import AveragePrecision, average_precision
 from heatssl.evaluation.check_up import run_health
 from heatssl.evaluation.commands import run_knn, run_probe
+from heatssl.evaluation.detect import run_detect
+from heatssl.evaluation.detection import find_boxes, train_detector
+from heatssl.evaluation.detector import Detector
 from heatssl.evaluation.features import evaluation_mode, extract_features, extract_maps
 from heatssl.evaluation.finetune import run_finetune
 from heatssl.evaluation.knn import knn_accuracy
@@ -14,20 +18,25 @@ from heatssl.evaluation.suite import run_suite
 from heatssl.evaluation.token_probe import TokenProbe, TokenProbeResult, token_probe
 
 __all__ = [
+    "AveragePrecision",
+    "Detector",
     "LinearProbe",
     "ProbeResult",
     "Result",
     "SegmentationScores",
     "TokenProbe",
     "TokenProbeResult",
+    "average_precision",
     "evaluation_mode",
     "extract_features",
     "extract_maps",
+    "find_boxes",
     "knn_accuracy",
     "knn_segmentation",
     "linear_probe",
     "linear_segmentation",
     "load_probe",
+    "run_detect",
     "run_finetune",
     "run_health",
     "run_knn",
@@ -36,4 +45,5 @@ __all__ = [
     "run_suite",
     "save_probe",
     "token_probe",
+    "train_detector",
 ]

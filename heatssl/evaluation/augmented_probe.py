@@ -20,6 +20,7 @@ from heatssl.backbones import pooled_features
 from heatssl.config import ProbeConfig
 from heatssl.data import ImageData, Subset
 from heatssl.errors import UserError
+from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.features import evaluation_mode, extract_features
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss, save_probe
@@ -27,7 +28,7 @@ from heatssl.evaluation.measure import Accuracy, backbones_of, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, fingerprint
 from heatssl.evaluation.split_features import split_features
-from heatssl.evaluation.supervised import Checkpoint, Plan, train_on_labels
+from heatssl.evaluation.supervised import Plan, train_on_labels
 
 METRIC = "linear (MAE)"
 EPOCHS = 90

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,20 @@ class _Table:
             )
         with torch.inference_mode(False):  # callers may train on what they get
             return torch.empty(count, *shape, dtype=self.dtype)
+
+
+def extract_all_maps(backbone: nn.Module, data: ImageData, config: DataConfig, **settings: Any) -> Tensor:
+    """Maps (N, C, h, w) float16 as of :func:`extract_maps`, of images none of which may be missing.
+
+    Raises:
+        UserError: see there, and when an image cannot be read: what belongs to it would be another's.
+    """
+    maps, _ = extract_maps(backbone, data, config, **settings)
+    if len(maps) != len(data):
+        raise UserError(
+            f"{len(data) - len(maps)} images cannot be read: repair them, or take them and what belongs to them out"
+        )
+    return maps
 
 
 def _each_batch(

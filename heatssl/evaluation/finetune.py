@@ -23,11 +23,12 @@ from heatssl.backbones import create_backbone, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, open_source
-from heatssl.evaluation.supervised import Checkpoint, Plan, Stateful, train_on_labels
+from heatssl.evaluation.supervised import Plan, train_on_labels
 from heatssl.export import write_atomically
 
 

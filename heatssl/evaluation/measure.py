@@ -1,11 +1,13 @@
 """From what was found to a result with all that it takes to trust it."""
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import nn
 
 from heatssl.config import EvaluationConfig
+from heatssl.data import Split
 from heatssl.evaluation.processes import is_first
 from heatssl.evaluation.results import Result, append_results, commit, format_table, hardware
 from heatssl.evaluation.source import Source
@@ -33,6 +35,9 @@ def result_of(
     sizes: tuple[int, int],
     config: EvaluationConfig,
     start: float,
+    *,
+    images: Mapping[Split, str] | None = None,
+    view: str = "centre crop",
 ) -> Result:
     """A number with all that it takes to trust it.
 
@@ -45,6 +50,8 @@ def result_of(
         sizes: images of train, and of those that were tested.
         config: settings of the protocol.
         start: ``time.perf_counter()`` when it began.
+        images: see :meth:`heatssl.evaluation.source.Source.key`.
+        view: how images became squares.
     """
     return Result(
         metric=metric,
@@ -52,7 +59,7 @@ def result_of(
         accuracy=accuracy.mean,
         deviation=accuracy.deviation,
         protocol=(
-            f"{about} at {source.data.image_size} px, centre crop; "
+            f"{about} at {source.data.image_size} px, {view}; "
             f"{sizes[0]} train, {sizes[1]} {source.split} images; seed {config.seed}"
         ),
         data=source.data.name,
@@ -66,7 +73,7 @@ def result_of(
         step=source.info.step if weights == "pretrained" else 0,
         hardware=hardware(source.device),
         commit=commit(),
-        key=source.key(metric, config) if weights == source.weights else "",
+        key=source.key(metric, config, images) if weights == source.weights else "",
     )
 
 

@@ -21,7 +21,7 @@ class Result:
 
     metric: str  # "knn" or "10-NN", the probe's head ("linear", "4 blocks"), few labels ("5-shot", "1 % labels"), ...
     weights: str  # "pretrained" or "random_init"
-    accuracy: float  # in [0, 1]
+    accuracy: float  # in [0, 1]; of segmentation the mean IoU, of detection an average precision
     protocol: str  # one line
     data: str
     split: str  # what the accuracy is measured on

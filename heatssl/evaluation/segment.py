@@ -9,8 +9,9 @@ from tqdm import tqdm
 from heatssl.config import SegmentConfig
 from heatssl.data import MaskedData, Split
 from heatssl.data.crop import centre_crop_mask
+from heatssl.data.masked import read_mask
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.features import extract_maps
+from heatssl.evaluation.features import extract_all_maps
 from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
@@ -58,13 +59,8 @@ def measure_segment(source: Source, config: SegmentConfig) -> list[Result]:
 
 def _masks(data: MaskedData, size: int, split: Split) -> Tensor:
     """Centre crops of all masks, (N, S, S) uint8 as they are in the files."""
-    found = []
-    for i in tqdm(range(len(data)), desc=f"masks of {split}", delay=2, leave=False, disable=None):
-        try:
-            found.append(centre_crop_mask(data.mask(i), size))
-        except (OSError, ValueError) as error:
-            raise UserError(f"the mask of {data.name(i)} cannot be used ({error}): repair it or take it out") from error
-    return torch.stack(found)
+    numbers = tqdm(range(len(data)), desc=f"masks of {split}", delay=2, leave=False, disable=None)
+    return torch.stack([centre_crop_mask(read_mask(data, i), size) for i in numbers])
 
 
 def _classes(masks: Tensor, values: list[int]) -> Tensor:
@@ -84,14 +80,10 @@ def _measure(
     values: list[int],
 ) -> Result:
     start = time.perf_counter()
-    maps = []
-    for data in splits:
-        found, _ = extract_maps(backbone, data, source.data, batch_size=config.batch_size, device=source.device)
-        if len(found) != len(data):
-            raise UserError(
-                f"{len(data) - len(found)} images cannot be read: repair them, or take them and their masks out"
-            )
-        maps.append(found)
+    maps = [
+        extract_all_maps(backbone, data, source.data, batch_size=config.batch_size, device=source.device)
+        for data in splits
+    ]
     inputs = (maps[0], masks[0], maps[1], masks[1], len(values))
     if config.method == "knn":
         found_scores = knn_segmentation(*inputs, k=config.k, temperature=config.temperature)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,13 +58,19 @@ class Source:
         """Images with masks, opened once."""
         return {split: open_masked(self.data, split) for split in ("train", "val")}
 
-    def key(self, metric: str, config: EvaluationConfig) -> str:
-        """Digest of all that a number depends on but code and hardware: weights, images, protocol and seed."""
+    def key(self, metric: str, config: EvaluationConfig, images: Mapping[Split, str] | None = None) -> str:
+        """Digest of all that a number depends on but code and hardware: weights, images, protocol and seed.
+
+        Args:
+            metric: its name.
+            config: settings of the protocol.
+            images: a digest of each split; None: of those with classes, or for segmentation of those with masks.
+        """
         settings = {name: value for name, value in asdict(config).items() if name not in KEEPS_NUMBER}
-        masked = isinstance(config, SegmentConfig)
-        images = {split: digest(data) for split, data in self.masked_splits.items()} if masked else self.digests
+        if images is None and isinstance(config, SegmentConfig):
+            images = {split: digest(data) for split, data in self.masked_splits.items()}
         shown = [self.data.image_size, self.data.mean, self.data.std]
-        return digest_of(metric, settings, self._weights_digest, images, shown)
+        return digest_of(metric, settings, self._weights_digest, images or self.digests, shown)
 
     @cached_property
     def _weights_digest(self) -> str:

@@ -1,10 +1,8 @@
-"""Training on labels: the loop that fine-tuning and MAE's linear probe share, and the state it goes on from."""
+"""Training on labels: the loop that fine-tuning and MAE's linear probe share."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,49 +12,8 @@ from tqdm import tqdm
 from heatssl.config import DataConfig
 from heatssl.data import BadFiles, ImageData, augment, normalise, steps_per_epoch, train_loader
 from heatssl.errors import UserError
-from heatssl.export import write_atomically
+from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.schedule import warmup_cosine
-
-
-class Stateful(Protocol):
-    """A model, an optimiser: what a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that it takes to go on."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Go on from there."""
-
-
-class Checkpoint:
-    """The state after an epoch, for the very same settings, weights and images.
-
-    Args:
-        path: of the file.
-        key: of the training, see :meth:`heatssl.evaluation.source.Source.key`; a file of another key counts as none.
-        parts: what changes in training, by name.
-    """
-
-    def __init__(self, path: Path, key: str, parts: Mapping[str, Stateful]) -> None:
-        self.path, self.key, self.parts = path, key, parts
-
-    def load(self) -> int:
-        """Go on where it stopped; the number of steps that are done."""
-        if not self.path.exists():
-            return 0
-        found = torch.load(self.path, map_location="cpu", weights_only=True)
-        if found["key"] != self.key:
-            return 0
-        for name, part in self.parts.items():
-            part.load_state_dict(found[name])
-        print(f"going on from step {found['step']} of {self.path}", flush=True)
-        return int(found["step"])
-
-    def save(self, step: int) -> None:
-        """Whole or not at all."""
-        state = {"key": self.key, "step": step} | {name: part.state_dict() for name, part in self.parts.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, lambda file: torch.save(state, file))
 
 
 @dataclass(frozen=True)
@@ -123,4 +80,4 @@ def train_on_labels(
             if (step + 1) % per_epoch == 0:
                 checkpoint.save(step + 1)
     bad.check()
-    checkpoint.path.unlink(missing_ok=True)
+    checkpoint.remove()

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from heatssl.cli import main
 from heatssl.config import DataConfig, ProbeConfig
-from heatssl.evaluation import augmented_probe, load_probe, run_probe, supervised
+from heatssl.evaluation import augmented_probe, load_probe, run_probe
 from heatssl.evaluation.augmented_probe import Classifiers, lars
+from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.results import read_results
 from heatssl.evaluation.source import open_source
 from heatssl.evaluation.split_features import split_features
@@ -90,7 +91,7 @@ class InterruptedRunError(Exception):
 
 
 def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_path, monkeypatch, capsys) -> None:
-    real = supervised.Checkpoint.save
+    real = Checkpoint.save
     weights = []
     for name in ("whole", "parts"):
         config = ProbeConfig(run=str(write_run(tmp_path / name)), **QUICK)
@@ -100,10 +101,10 @@ def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_
                 real(self, step)
                 raise InterruptedRunError
 
-            monkeypatch.setattr(supervised.Checkpoint, "save", save)
+            monkeypatch.setattr(Checkpoint, "save", save)
             with pytest.raises(InterruptedRunError):
                 run_probe(config)
-            monkeypatch.setattr(supervised.Checkpoint, "save", real)
+            monkeypatch.setattr(Checkpoint, "save", real)
         run_probe(config)
         weights.append((tmp_path / name / "augmented_probe.safetensors").read_bytes())
         assert not list((tmp_path / name).glob("*.ckpt"))

@@ -11,7 +11,8 @@ from heatssl.cli import main
 from heatssl.config import FinetuneConfig
 from heatssl.config_file import load_config
 from heatssl.data import open_split
-from heatssl.evaluation import finetune, run_finetune, supervised
+from heatssl.evaluation import finetune, run_finetune
+from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.finetune import Classifier, timm_optimizer
 
 QUICK = {"workers": 0, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0}
@@ -62,7 +63,7 @@ class InterruptedRunError(Exception):
 @pytest.mark.parametrize("ema", [0.9, 0.0])
 def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_path, monkeypatch, capsys, ema):
     accuracies, weights = [], []
-    real = supervised.Checkpoint.save
+    real = Checkpoint.save
     for name, interrupt in (("whole", False), ("parts", True)):
         run = write_run(tmp_path / name)
         config = FinetuneConfig(run=str(run), ema=ema, **QUICK)
@@ -72,10 +73,10 @@ def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_
                 real(self, step)
                 raise InterruptedRunError
 
-            monkeypatch.setattr(supervised.Checkpoint, "save", save)
+            monkeypatch.setattr(Checkpoint, "save", save)
             with pytest.raises(InterruptedRunError):
                 run_finetune(config)
-            monkeypatch.setattr(supervised.Checkpoint, "save", real)
+            monkeypatch.setattr(Checkpoint, "save", real)
         (result,) = run_finetune(config)
         accuracies.append(result.accuracy)
         weights.append(safetensors.torch.load_file(run / "finetuned.safetensors"))
@@ -90,11 +91,11 @@ def test_other_settings_do_not_go_on_from_there(run, monkeypatch, capsys):
         real(self, step)
         raise InterruptedRunError
 
-    real = supervised.Checkpoint.save
-    monkeypatch.setattr(supervised.Checkpoint, "save", save)
+    real = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", save)
     with pytest.raises(InterruptedRunError):
         run_finetune(FinetuneConfig(run=str(run), **QUICK))
-    monkeypatch.setattr(supervised.Checkpoint, "save", real)
+    monkeypatch.setattr(Checkpoint, "save", real)
     run_finetune(FinetuneConfig(run=str(run), **QUICK, smoothing=0.2))
     assert "going on" not in capsys.readouterr().out
 
