@@ -196,7 +196,7 @@ class AttributeConfig(EvaluationConfig):
     target: str = "self"  # self, probe (the label's logit), a class name, or the path of a second image
     images: list[str] = field(default_factory=list)  # image files; empty: `count` of val, spread over classes
     count: int = 8
-    steps: int = 32  # integrated gradients: points on the path
+    steps: int = 32  # integrated gradients, of the image or a layer: points on the path
     size: int = 256  # pixels of the written overlays
     over_image: bool = True  # false: the heat alone, for images that must not be passed on
 

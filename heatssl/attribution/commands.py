@@ -1,6 +1,7 @@
 """``heatssl attribute``: heatmaps of a run's images as PNG overlays, and a list of them."""
 
 import difflib
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,6 @@ from heatssl.evaluation.source import Source, fingerprint, open_source
 from heatssl.export import disk_errors, write_atomically
 
 BRIGHTEST = 0.995  # quantile of a map that gets the brightest colour: one hot pixel must not darken the rest
-STEPPED = "integrated_gradients"  # the method that takes config.steps and reports a completeness error
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run_attribute(config: AttributeConfig) -> Path:
 
 def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig) -> list[Map]:
     options: dict[str, Any] = {"chunk": config.batch_size}
-    if method == STEPPED:
+    if "steps" in inspect.signature(find_method(method)).parameters:
         options["steps"] = config.steps
     found = explain(source.backbone, pictures.images, method, wish.value, probe=wish.probe, **options)
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()

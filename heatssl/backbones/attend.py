@@ -31,15 +31,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, where
     The leading axes of ``where`` must broadcast with theirs: see :func:`for_heads`. Positions with a window need three
     scores for each pair, and have no fused attention.
     """
-    rotation, weighting, valid = where.rotation, where.weighting, where.valid
-    keys = None if valid is None else valid.unsqueeze(-2)
-    activation, factor, divisor = weighting.activation, weighting.factor, weighting.divisor
+    rotation = where.rotation
     if rotation.beyond.numel() == 0:
         cos, sin = rotation.cos[0], rotation.sin[0]
-        turned = rotate(query, cos, sin)
-        return attention(turned, rotate(key, cos, sin), value, gate, activation, factor, divisor, keys)
-    attended = attention_weights(scores(query, key, rotation), activation, factor, divisor, keys) @ value
+        return attention(rotate(query, cos, sin), rotate(key, cos, sin), value, gate, *_weighting(where))
+    attended = weights(query, key, where) @ value
     return attended if gate is None else gate * attended
+
+
+def weights(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:
+    """How much of each key every query takes in :func:`attend`: (..., n, s) each -> (..., n, n)."""
+    return attention_weights(scores(query, key, where.rotation), *_weighting(where))
+
+
+def _weighting(where: Whereabouts) -> tuple[str, Tensor, Tensor, Tensor | None]:
+    """As :mod:`heatssl.ops` takes it: activation, factor, divisor, and which keys are there."""
+    keys = None if where.valid is None else where.valid.unsqueeze(-2)
+    return where.weighting.activation, where.weighting.factor, where.weighting.divisor, keys
 
 
 def for_heads(where: Whereabouts) -> Whereabouts:
