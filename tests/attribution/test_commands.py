@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from heatssl.attribution import run_attribute
+from heatssl.attribution import method_names, run_attribute
 from heatssl.backbones import create_backbone
 from heatssl.config import AttributeConfig, DataConfig, PretrainConfig
 from heatssl.config_file import save_config
@@ -53,6 +53,14 @@ def test_every_map_is_listed_and_is_a_picture(run: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     for entry in maps[2:]:
         assert f"{entry['completeness_error']:.2%}" in printed
+
+
+def test_every_method_is_at_hand_on_the_command_line(run: Path) -> None:
+    run_attribute(_config(run, methods=method_names()))
+    entries = _maps(run)
+    assert {entry["method"] for entry in entries} == set(method_names())
+    with_error = {entry["method"] for entry in entries if entry["completeness_error"] is not None}
+    assert with_error == {"integrated_gradients", "layer_integrated_gradients"}
 
 
 def test_a_second_target_adds_and_a_second_run_replaces(run: Path) -> None:

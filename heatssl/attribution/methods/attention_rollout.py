@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attention import AttentionLayer, read_out, recorded_attention, to_map
 from heatssl.attribution.attribution import Attribution
-from heatssl.attribution.points import owners
+from heatssl.attribution.points import full_precision, owners
 from heatssl.attribution.targets import Target
 
 
@@ -39,8 +39,9 @@ def attention_rollout(model: nn.Module, images: Tensor, target: Target, *, chunk
         with recorded_attention(model) as layers:
             target(points, owner)
         row = read_out(model, points, target, layers)
-        for layer in reversed(layers):
-            row = (row + torch.einsum("bi,bij->bj", row, attention_rows(layer))) / 2
+        with full_precision(row):
+            for layer in reversed(layers):
+                row = (row + torch.einsum("bi,bij->bj", row, attention_rows(layer))) / 2
         maps.append(to_map(model, points, row))
     return Attribution(torch.cat(maps))
 

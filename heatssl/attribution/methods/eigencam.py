@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.layers import Layer, fields
+from heatssl.attribution.points import full_precision
 from heatssl.attribution.targets import Target
 
 
@@ -42,12 +43,13 @@ def _first_component(field: Tensor) -> Tensor:
     """Fields (B, C, h, w) -> maps (B, h, w)."""
     samples = field.flatten(2).mT  # B n C
     samples = samples - samples.mean(dim=1, keepdim=True)
-    # With A = U S V^T the map is A v = s u: it comes from the smaller of A A^T and A^T A.
-    if samples.shape[1] <= samples.shape[2]:
-        values, vectors = torch.linalg.eigh(samples @ samples.mT)
-        projected = vectors[..., -1] * values[:, -1:].clamp_min(0).sqrt()
-    else:
-        _, vectors = torch.linalg.eigh(samples.mT @ samples)
-        projected = (samples @ vectors[..., -1:]).squeeze(-1)
+    with full_precision(samples):
+        # With A = U S V^T the map is A v = s u: it comes from the smaller of A A^T and A^T A.
+        if samples.shape[1] <= samples.shape[2]:
+            values, vectors = torch.linalg.eigh(samples @ samples.mT)
+            projected = vectors[..., -1] * values[:, -1:].clamp_min(0).sqrt()
+        else:
+            _, vectors = torch.linalg.eigh(samples.mT @ samples)
+            projected = (samples @ vectors[..., -1:]).squeeze(-1)
     is_negative = projected.amax(dim=1, keepdim=True) < -projected.amin(dim=1, keepdim=True)
     return torch.where(is_negative, -projected, projected).relu().unflatten(1, tuple(field.shape[2:]))

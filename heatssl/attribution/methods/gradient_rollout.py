@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attention import read_out, recorded_attention, to_map
 from heatssl.attribution.attribution import Attribution
-from heatssl.attribution.points import owners
+from heatssl.attribution.points import full_precision, owners
 from heatssl.attribution.targets import Target
 from heatssl.errors import UserError
 
@@ -40,7 +40,7 @@ def gradient_rollout(model: nn.Module, images: Tensor, target: Target, *, chunk:
         start = read_out(model, points, target, layers)
         gradients = torch.autograd.grad(score.sum(), [layer.output for layer in layers], allow_unused=True)
         row = start
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(row):
             for layer, gradient in zip(reversed(layers), reversed(gradients), strict=True):
                 if gradient is None:
                     raise UserError("the target does not read what a layer of attention makes: use attention_rollout")

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.layers import Layer, fields
+from heatssl.attribution.points import full_precision
 from heatssl.attribution.targets import Target
 from heatssl.errors import UserError
 from heatssl.heat import Laplace, Law
@@ -45,7 +46,8 @@ def law_residual(
     maps = []
     for field in fields(model, images, layer, chunk):
         try:
-            residual = law.residual(field)
+            with full_precision(field):
+                residual = law.residual(field)
         except ValueError as error:
             raise UserError(f"law= does not fit the map of {type(model).__name__}: {error}") from error
         if residual.shape[1:] != field.shape[2:]:
