@@ -31,23 +31,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, where
     The leading axes of ``where`` must broadcast with theirs: see :func:`for_heads`. Positions with a window need three
     scores for each pair, and have no fused attention.
     """
-    rotation = where.rotation
+    rotation, weighting = where.rotation, where.weighting
     if rotation.beyond.numel() == 0:
         cos, sin = rotation.cos[0], rotation.sin[0]
-        return attention(rotate(query, cos, sin), rotate(key, cos, sin), value, gate, *_weighting(where))
+        query, key, there = rotate(query, cos, sin), rotate(key, cos, sin), _keys_there(where.valid)
+        return attention(query, key, value, gate, weighting.activation, weighting.factor, weighting.divisor, there)
     attended = weights(query, key, where) @ value
     return attended if gate is None else gate * attended
 
 
 def weights(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:
     """How much of each key every query takes in :func:`attend`: (..., n, s) each -> (..., n, n)."""
-    return attention_weights(scores(query, key, where.rotation), *_weighting(where))
+    weighting, there = where.weighting, _keys_there(where.valid)
+    found = scores(query, key, where.rotation)
+    return attention_weights(found, weighting.activation, weighting.factor, weighting.divisor, there)
 
 
-def _weighting(where: Whereabouts) -> tuple[str, Tensor, Tensor, Tensor | None]:
-    """As :mod:`heatssl.ops` takes it: activation, factor, divisor, and which keys are there."""
-    keys = None if where.valid is None else where.valid.unsqueeze(-2)
-    return where.weighting.activation, where.weighting.factor, where.weighting.divisor, keys
+def _keys_there(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.unsqueeze(-2)
 
 
 def for_heads(where: Whereabouts) -> Whereabouts:
