@@ -20,7 +20,7 @@ def smoothgrad(
 ) -> Attribution:
     """Saliency of the mean gradient over noisy copies of the image, which leaves out what flickers from copy to copy.
 
-    map = max over colours of |mean over k of dy / dx at x + sigma e_k|, e_k standard normal (section 2), the same for
+    map = max over colours of |mean over k of dy / dx at x + sigma e_k|, e_k standard normal (section 2.2), the same for
     all images.
 
     Args:
