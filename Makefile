@@ -1,7 +1,7 @@
 # Everything runs in .venv, made by the first command that needs it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives bench-throughput bench-backbones bench-eval docs clean
+.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives bench-throughput bench-backbones bench-eval bench-attribution docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,6 +48,9 @@ bench-backbones: $(VENV)/.installed-dev ## GAU, FLASH, RoFormerV2 and ViT at 49 
 
 bench-eval: $(VENV)/.installed-dev ## the linear probe beside scikit-learn's on 50,000 features: about 5 minutes
 	$(BIN)/python benchmarks/evaluation.py
+
+bench-attribution: $(VENV)/.installed-dev ## heatmaps beside pytorch-grad-cam and captum, one thread: about 7 minutes
+	$(BIN)/python benchmarks/attribution.py
 
 docs: $(VENV)/.installed-dev ## check that links and shell blocks of README and docs fit the code
 	$(BIN)/python tools/check_docs.py

@@ -219,7 +219,7 @@ class AttributeConfig(EvaluationConfig):
     images: list[str] = field(default_factory=list)  # files and folders; empty: `count` of `split`, spread over classes
     split: str = "val"  # or train, to choose settings on
     count: int = 8
-    steps: int = 32  # integrated gradients: points on the path
+    steps: int = 32  # integrated gradients, of the image or a layer: points on the path
     checkpoints: bool = False  # also by the weights that the run has kept on its way, see trainer.keep_every
     size: int = 256  # pixels of the written overlays
     over_image: bool = True  # false: the heat alone, for images that must not be passed on

@@ -38,7 +38,7 @@ def attribute(
         model: any timm model, with or without classifier; its modes and gradients are left as they are.
             Integrated gradients of a class takes any module that returns logits.
         images: normalised (B, 3, H, W) on the model's device.
-        method: name of a file of ``heatssl.attribution.methods``: ``gradcam`` or ``integrated_gradients``.
+        method: name of a file of ``heatssl.attribution.methods``; :func:`method_names` lists them.
         target: ``"self"``: cosine to the image's own pooled embedding; an int, or integer Tensor (B,): class
             logit of ``probe`` or of the model's own classifier; a floating Tensor (C,) or (B, C): cosine to
             an embedding; ``"margin"``, ``"entropy"``, ``"channel:N"``, or what a function of
@@ -48,7 +48,8 @@ def attribute(
         normalize: magnitude, scaled so that the largest of each image is 1; an empty map stays zero. False:
             raw values.
         probe: classifier of the pooled embedding.
-        **options: of the method, for example ``steps`` of integrated gradients or ``layer`` of Grad-CAM.
+        **options: of the method, for example ``steps`` of integrated gradients or ``layer`` of Grad-CAM; every method
+            takes ``chunk``, the images of one forward pass.
 
     Returns:
         (B, H, W) or (B, h, w) float32; in [0, 1] when normalised.

@@ -16,3 +16,9 @@ class Attribution(NamedTuple):
 
     maps: Tensor
     completeness_error: Tensor | None = None
+
+
+def completeness_error(shares: Tensor, rise: Tensor) -> Tensor:
+    """How far shares (B, ...) are from summing to the rise (B,) of the score, as a share of it: -> (B,) float64."""
+    total = shares.double().flatten(1).sum(dim=1)
+    return (total - rise).abs() / rise.abs().clamp_min(1e-12)

@@ -31,15 +31,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, where
     The leading axes of ``where`` must broadcast with theirs: see :func:`for_heads`. Positions with a window need three
     scores for each pair, and have no fused attention.
     """
-    rotation, weighting, valid = where.rotation, where.weighting, where.valid
-    keys = None if valid is None else valid.unsqueeze(-2)
-    activation, factor, divisor = weighting.activation, weighting.factor, weighting.divisor
+    rotation, weighting = where.rotation, where.weighting
     if rotation.beyond.numel() == 0:
         cos, sin = rotation.cos[0], rotation.sin[0]
-        turned = rotate(query, cos, sin)
-        return attention(turned, rotate(key, cos, sin), value, gate, activation, factor, divisor, keys)
-    attended = attention_weights(scores(query, key, rotation), activation, factor, divisor, keys) @ value
+        query, key, there = rotate(query, cos, sin), rotate(key, cos, sin), _keys_there(where.valid)
+        return attention(query, key, value, gate, weighting.activation, weighting.factor, weighting.divisor, there)
+    attended = weights(query, key, where) @ value
     return attended if gate is None else gate * attended
+
+
+def weights(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:
+    """How much of each key every query takes in :func:`attend`: (..., n, s) each -> (..., n, n)."""
+    weighting, there = where.weighting, _keys_there(where.valid)
+    found = scores(query, key, where.rotation)
+    return attention_weights(found, weighting.activation, weighting.factor, weighting.divisor, there)
+
+
+def _keys_there(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.unsqueeze(-2)
 
 
 def for_heads(where: Whereabouts) -> Whereabouts:

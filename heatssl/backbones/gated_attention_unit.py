@@ -66,8 +66,13 @@ class GatedUnit(nn.Module):
 
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         """Tokens (B, n, d), where they are -> (B, n, d)."""
-        gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
+        gate, value, z = self.gate_value_z(x)
         return self.dropout(self.leave(self.attend(value, gate, z, where)))
+
+    def gate_value_z(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """U, V and Z: tokens (B, n, d) -> (B, n, e), (B, n, e), (B, n, s)."""
+        gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
+        return gate, value, z
 
     def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """U * (A V): values and gate (B, n, e), what queries and keys are made of (B, n, s) -> (B, n, e)."""

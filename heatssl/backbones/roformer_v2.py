@@ -81,11 +81,14 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
-        batch, tokens, width = x.shape
-        parts = self.enter(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = self.query_key_value(x)
         attended = attend(query, key, value, None, for_heads(where))
-        return self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, tokens, width)))
+        return self.dropout(self.leave(attended.transpose(1, 2).flatten(2)))
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attends: tokens (B, n, d) -> three times (B, heads, n, d / heads)."""
+        query, key, value = self.enter(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
 
 
 class FeedForward(nn.Module):

@@ -58,6 +58,21 @@ def create(request: pytest.FixtureRequest) -> Create:
     return _small_vit if request.param == "vit" else _small_cnn
 
 
+@pytest.fixture(scope="session")
+def kinds() -> dict[str, nn.Module]:
+    """A classifier of five classes of each kind of backbone, all on a 4 x 4 grid."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_classes": 5}
+    return {
+        "vit, class token": _small_vit(num_classes=5),
+        "vit, registers, mean": _small_vit(num_classes=5, global_pool="avg", reg_tokens=2),
+        "cnn": _small_cnn(num_classes=5),
+        "gau": timm.create_model("gau_small_patch16_224", key_width=16, **size).eval(),
+        "flash": timm.create_model("flash_small_patch16_224", key_width=16, **size).eval(),
+        "roformer_v2": timm.create_model("roformer_v2_small_patch16_224", num_heads=3, **size).eval(),
+    }
+
+
 @pytest.fixture
 def images() -> Tensor:
     """Three normalised images (3, 3, 32, 32)."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from heatssl.attribution import attribute, method_names, overlay
+from heatssl.attribution import attribute, method_names, methods, overlay
 from heatssl.backbones import pooled_features
 from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe
@@ -102,7 +103,9 @@ def test_model_and_caller_stay_as_they_were(small_cnn: Create, images: Tensor) -
 
 
 def test_methods_are_found_by_file_name() -> None:
-    assert method_names() == ["gradcam", "integrated_gradients"]
+    files = Path(methods.__file__).parent.glob("[a-z]*.py")
+    assert method_names() == sorted(file.stem for file in files)
+    assert {"gradcam", "heat_flow", "rise"} < set(method_names())
 
 
 def test_bad_input_names_the_fix(small_vit: Create, images: Tensor) -> None:

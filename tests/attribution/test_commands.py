@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor as to_tensor
 
-from heatssl.attribution import explain, run_attribute
+from heatssl.attribution import explain, method_names, run_attribute
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
 from heatssl.config import AttributeConfig, DataConfig
@@ -102,6 +102,14 @@ def test_the_command_line_ends_in_a_gallery(run: Path, capsys: pytest.CaptureFix
     assert gallery.read_text().count('<a class="cell') == 2 * 3
     assert main(["attribute", *words, "checkpoints=true"]) == 2
     assert "trainer.keep_every=N" in capsys.readouterr().err
+
+
+def test_every_method_is_at_hand_on_the_command_line(run: Path) -> None:
+    run_attribute(_config(run, methods=method_names()))
+    entries = _maps(run)
+    assert {entry["method"] for entry in entries} == set(method_names())
+    with_error = {entry["method"] for entry in entries if entry["completeness_error"] is not None}
+    assert with_error == {"integrated_gradients", "layer_integrated_gradients"}
 
 
 def test_a_second_target_adds_and_a_second_run_replaces(run: Path) -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from heatssl.attribution.attribution import Attribution
+from heatssl.attribution.attribution import Attribution, completeness_error
+from heatssl.attribution.points import input_gradient, owners, scores
 from heatssl.attribution.targets import Target
 
 
@@ -32,22 +33,10 @@ def integrated_gradients(
     Returns:
         Signed maps (B, H, W), and |sum - (F(x) - F(x'))| / |F(x) - F(x')| as the completeness error.
     """
-    slope = torch.zeros_like(images)
-    # Point p is step p // B of image p % B: each chunk then holds few steps of all images.
-    every = torch.arange(steps * len(images), device=images.device)
-    for point in every.split(chunk):
-        owner = point % len(images)
-        position = (point.div(len(images), rounding_mode="floor") + 0.5) / steps
-        points = (position[:, None, None, None].to(images.dtype) * images[owner]).requires_grad_()
-        (gradient,) = torch.autograd.grad(target(points, owner).sum(), points)
-        slope.index_add_(0, owner, gradient)
-    maps = (images * slope / steps).sum(dim=1)
-    rise = _score(target, images, chunk) - _score(target, torch.zeros_like(images), chunk)
-    error = (maps.double().sum(dim=(1, 2)) - rise).abs() / rise.abs().clamp_min(1e-12)
-    return Attribution(maps.detach(), error)
-
-
-@torch.no_grad()
-def _score(target: Target, images: Tensor, chunk: int) -> Tensor:
-    owners = torch.arange(len(images), device=images.device).split(chunk)
-    return torch.cat([target(images[owner], owner) for owner in owners]).double()
+    gradient = torch.zeros_like(images, dtype=torch.float32)
+    for owner, step in owners(images, chunk, steps):
+        position = ((step + 0.5) / steps).to(images.dtype)[:, None, None, None]
+        gradient.index_add_(0, owner, input_gradient(target, position * images[owner], owner, local=False))
+    maps = (images.float() * gradient / steps).sum(dim=1)
+    rise = scores(target, images, chunk) - scores(target, torch.zeros_like(images), chunk)
+    return Attribution(maps, completeness_error(maps, rise))

@@ -1,0 +1,90 @@
+"""Heat flow: another method's map as a source of heat that spreads over the graph of alike positions. Ours."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatssl.attribution.attribute import find_method
+from heatssl.attribution.attribution import Attribution
+from heatssl.attribution.layers import fields
+from heatssl.attribution.points import full_precision
+from heatssl.attribution.targets import Target
+
+
+def heat_flow(
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    *,
+    base: str = "gradcam",
+    conductivity: float = 64.0,
+    sharpness: float = 2.0,
+    neighbours: float = 8.0,
+    chunk: int = 64,
+    **options: Any,
+) -> Attribution:
+    """A map at rest after its heat has flowed to positions of like features.
+
+    The heat equation on a graph, du/dt = s - u - lambda L u, at its steady state: (I + lambda L) u = s, L = I - D^-1 W,
+    D the row sums of W. The source s is the magnitude of the base map on the grid of the final map. The affinity W of
+    two positions is max(0, cosine)^sharpness of their final features, the mean over the image taken off, and counts
+    1 + ``neighbours`` times where one lies beside the other.
+
+    u is the expected source where a random walk ends that starts at the position, goes on with the chance
+    lambda / (1 + lambda) and moves along W. So u stays within the range of s, a constant s stays as it is, and the sum
+    of D u is that of D s.
+
+    Args:
+        model: in evaluation mode.
+        images: normalised (B, 3, H, W).
+        target: what the base method explains.
+        base: the method whose map is the source.
+        conductivity: lambda >= 0; 0 returns the source.
+        sharpness: exponent of the affinity.
+        neighbours: >= 0, what being beside each other adds to an affinity, as a multiple of it.
+        chunk: images per forward pass and per factorisation of (n, n) matrices, n positions.
+        **options: of the base method.
+
+    Returns:
+        Maps (B, h, w) >= 0 on the grid of the final map; no completeness error.
+
+    Raises:
+        UserError: on an unknown base method, or what that raises; on a model without a final map.
+    """
+    source = find_method(base)(model, images, target, chunk=chunk, **options).maps.detach().float()
+    maps = []
+    for field, part in zip(fields(model, images, None, chunk), source.split(chunk), strict=True):
+        on_grid = F.adaptive_avg_pool2d(part[:, None], (field.shape[2], field.shape[3]))[:, 0].abs()
+        maps.append(steady_state(on_grid, affinity(field, sharpness, neighbours), conductivity))
+    return Attribution(torch.cat(maps))
+
+
+@torch.no_grad()
+def affinity(field: Tensor, sharpness: float, neighbours: float) -> Tensor:
+    """W of :func:`heat_flow`: fields (B, C, h, w) -> (B, n, n), symmetric, zero on the diagonal."""
+    features = field.float().flatten(2).mT
+    features = F.normalize(features - features.mean(dim=1, keepdim=True), dim=2)
+    with full_precision(field):
+        weights = (features @ features.mT).clamp_min(0) ** sharpness
+    rows, columns = field.shape[2:]
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    places = torch.stack([row.flatten(), column.flatten()], dim=1).float().to(field.device)
+    distance = torch.cdist(places, places, p=1)
+    return weights * (1 + neighbours * (distance == 1)) * (distance > 0)
+
+
+@torch.no_grad()
+def steady_state(source: Tensor, weights: Tensor, conductivity: float) -> Tensor:
+    """Solve (I + lambda (I - D^-1 W)) u = s: source (B, h, w), affinities (B, n, n) -> (B, h, w).
+
+    Solved as (D + lambda (D - W)) u = D s, which is symmetric and positive definite, by Cholesky. A position that is
+    like no other keeps its source.
+    """
+    degree = weights.sum(dim=2)
+    held = degree.clamp_min(1e-6)
+    with full_precision(source):
+        factor = torch.linalg.cholesky(torch.diag_embed(held + conductivity * degree) - conductivity * weights)
+        rested = torch.cholesky_solve((held * source.flatten(1))[..., None], factor)
+    return rested[..., 0].unflatten(1, tuple(source.shape[1:])).clamp_min(0)
