@@ -4,7 +4,7 @@ python benchmarks/heat_flow.py runs/a [runs/b ...] --data pets-trimap.tar      #
 
 Maps are of the target ``self``. Average precision is that of a map's values, interpolated to the pixels, as scores for
 "object" (1 in the mask; 2 is background, others are left out), mean over images. The forms are the default of
-heat_flow, the default with one setting changed, and others that were tried. Rows go to
+heat_flow, the default with one setting changed, a grid whose positions are all alike, and others that were tried. Rows go to
 benchmarks/results/heat_flow.jsonl.
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.attribution import attribute, method_names
-from heatssl.attribution.methods.heat_flow import affinity, steady_state
+from heatssl.attribution.methods.heat_flow import UNIFORM, affinity, steady_state
 from heatssl.backbones import feature_map
 from heatssl.config import DataConfig
 from heatssl.data import eval_loader, normalise, open_masked
@@ -74,6 +74,7 @@ def measure(run: str, root: str, count: int | None) -> Iterator[dict[str, Any]]:
             for part in images.split(64)
         ]
         sources[method] = torch.cat(maps).abs()
+    sources[UNIFORM] = torch.ones(len(images), *field.shape[2:])
     about = {"run": f"{info.name}, step {info.step}", "split": "train", "images": len(images), "seed": 0}
     about |= {"hardware": hardware(torch.device("cpu")), "commit": commit()}
     for form, flow in forms(field).items():
@@ -84,8 +85,8 @@ def measure(run: str, root: str, count: int | None) -> Iterator[dict[str, Any]]:
 def forms(field: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """What is done to a source (B, h, w), by name."""
 
-    def rest(weights: Tensor, conductivity: float = 64.0) -> Callable[[Tensor], Tensor]:
-        return lambda source: steady_state(source, weights, conductivity)
+    def rest(weights: Tensor, conductivity: float = 64.0, border: float = 0.1) -> Callable[[Tensor], Tensor]:
+        return lambda source: steady_state(source, weights, conductivity, border)
 
     def restart(weights: Tensor, conductivity: float = 64.0) -> Callable[[Tensor], Tensor]:
         """A random walk with restart: heat is carried along W and piles up where there is much that is alike."""
@@ -107,6 +108,10 @@ def forms(field: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     return {
         "base": lambda source: source,
         "heat_flow": rest(default),
+        "border 0": rest(default, border=0.0),
+        "border 0.03": rest(default, border=0.03),
+        "border 0.3": rest(default, border=0.3),
+        "no features": rest(affinity(torch.ones_like(field), 0.0, 8.0)),
         "conductivity 16": rest(default, 16.0),
         "conductivity 256": rest(default, 256.0),
         "sharpness 1": rest(affinity(field, 1.0, 8.0)),

@@ -31,24 +31,25 @@ def test_affinity_is_the_sharpened_cosine_and_more_beside_each_other(weights: Te
 
 
 def test_rest_is_where_the_heat_equation_stands_still(weights: Tensor) -> None:
-    """du/dt = s - u - lambda (I - D^-1 W) u = 0, and a step of it from any other state leads there."""
+    """du/dt = s - u - lambda (I - D^-1 W + b E) u = 0, E counting the sides that touch the border of the image."""
     source = torch.rand(2, 4, 5)
-    rested = steady_state(source, weights, 30.0).flatten(1)
+    rested = steady_state(source, weights, 30.0, 0.2).flatten(1)
     walk = weights / weights.sum(dim=2, keepdim=True)
-    flow = source.flatten(1) - rested - 30 * (rested - (walk @ rested[..., None])[..., 0])
+    sides = torch.tensor([2, 1, 1, 1, 2, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 2, 1, 1, 1, 2])
+    flow = source.flatten(1) - rested - 30 * (rested - (walk @ rested[..., None])[..., 0] + 0.2 * sides * rested)
     assert flow.abs().max() < 1e-4
 
 
-def test_heat_is_conserved_stays_within_its_range_and_a_constant_stays(weights: Tensor) -> None:
+def test_insulated_heat_is_conserved_stays_within_its_range_and_a_constant_stays(weights: Tensor) -> None:
     source = torch.rand(2, 4, 5)
-    rested = steady_state(source, weights, 64.0)
+    rested = steady_state(source, weights, 64.0, 0.0)
     degree = weights.sum(dim=2)
     heat, given = ((degree * state.flatten(1)).sum(dim=1) for state in (rested, source))
     torch.testing.assert_close(heat, given, rtol=1e-4, atol=0)
     assert (rested.amax(dim=(1, 2)) <= source.amax(dim=(1, 2))).all()
     assert (rested.amin(dim=(1, 2)) >= source.amin(dim=(1, 2))).all()
-    torch.testing.assert_close(steady_state(torch.full((2, 4, 5), 0.3), weights, 64.0), torch.full((2, 4, 5), 0.3))
-    torch.testing.assert_close(steady_state(source, weights, 0.0), source)
+    torch.testing.assert_close(steady_state(torch.full((2, 4, 5), 0.3), weights, 64.0, 0.0), torch.full((2, 4, 5), 0.3))
+    torch.testing.assert_close(steady_state(source, weights, 0.0, 0.1), source)
 
 
 def test_heat_stays_within_what_hangs_together() -> None:
@@ -57,7 +58,7 @@ def test_heat_stays_within_what_hangs_together() -> None:
     field[:, 0, :, :3], field[:, 1, :, 3:] = 1, 1
     source = torch.zeros(1, 2, 6)
     source[0, 0, 0] = 1
-    rested = steady_state(source, affinity(field, 4.0, 8.0), 1e5)
+    rested = steady_state(source, affinity(field, 4.0, 8.0), 1e5, 0.0)
     assert rested[..., 3:].abs().max() == 0
     assert (rested[..., :3].amax() - rested[..., :3].amin()) < 1e-3 * rested.amax()
 
@@ -66,9 +67,28 @@ def test_a_position_like_no_other_keeps_its_heat() -> None:
     weights = torch.zeros(1, 4, 4)
     weights[0, 0, 1] = weights[0, 1, 0] = 1.0
     source = torch.tensor([[[0.0, 1.0], [0.5, 0.25]]])
-    rested = steady_state(source, weights, 1e3)
+    rested = steady_state(source, weights, 1e3, 0.0)
     torch.testing.assert_close(rested[0, 1], source[0, 1])
     torch.testing.assert_close(rested[0, 0], torch.tensor([0.5, 0.5]), atol=1e-3, rtol=0)
+
+
+def test_an_object_keeps_the_heat_that_background_loses_at_the_border() -> None:
+    """Without a target: an object off the centre is warmer than all background, however near the middle that is."""
+    field = torch.zeros(1, 2, 9, 9)
+    field[:, 0], field[:, 0, 1:4, 5:8], field[:, 1, 1:4, 5:8] = 1, 0, 1
+    warm = steady_state(torch.ones(1, 9, 9), affinity(field, 2.0, 8.0), 64.0, 0.1)[0]
+    inside = torch.zeros(9, 9, dtype=torch.bool)
+    inside[1:4, 5:8] = True
+    assert warm[inside].min() > warm[~inside].max()
+    colder = steady_state(torch.ones(1, 9, 9), affinity(field, 2.0, 8.0), 64.0, 0.2)[0]
+    assert (colder[~inside] < warm[~inside]).all()
+
+
+def test_uniform_heat_needs_no_target(small_vit: Create, images: Tensor) -> None:
+    model = small_vit(num_classes=0)
+    found = [attribute(model, images, "heat_flow", target, base="uniform") for target in ("self", torch.randn(48))]
+    assert torch.equal(*found)
+    assert found[0].std() > 0
 
 
 @pytest.mark.parametrize("base", ["gradcam", "integrated_gradients", "law_residual"])
@@ -79,7 +99,7 @@ def test_any_method_is_a_base(small_vit: Create, images: Tensor, base: str) -> N
     found = attribute(model, images, "heat_flow", normalize=False, size="map", base=base, **options)
     scale = 64 if base == "integrated_gradients" else 1  # the mean over a patch of 8 x 8 pixels, not the sum
     field = feature_map(model, images).detach()
-    expected = steady_state(source / scale, affinity(field, 2.0, 8.0), 64.0)
+    expected = steady_state(source / scale, affinity(field, 2.0, 8.0), 64.0, 0.1)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 

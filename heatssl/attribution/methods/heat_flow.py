@@ -12,6 +12,8 @@ from heatssl.attribution.layers import fields
 from heatssl.attribution.points import full_precision
 from heatssl.attribution.targets import Target
 
+UNIFORM = "uniform"  # in the place of a base method: the same heat everywhere
+
 
 def heat_flow(
     model: nn.Module,
@@ -22,28 +24,36 @@ def heat_flow(
     conductivity: float = 64.0,
     sharpness: float = 2.0,
     neighbours: float = 8.0,
+    border: float = 0.1,
     chunk: int = 64,
     **options: Any,
 ) -> Attribution:
-    """A map at rest after its heat has flowed to positions of like features.
+    """A map at rest after its heat has flowed to positions of like features, and out of the image at its border.
 
-    The heat equation on a graph, du/dt = s - u - lambda L u, at its steady state: (I + lambda L) u = s, L = I - D^-1 W,
-    D the row sums of W. The source s is the magnitude of the base map on the grid of the final map. The affinity W of
-    two positions is max(0, cosine)^sharpness of their final features, the mean over the image taken off, and counts
+    The heat equation on a graph, du/dt = s - u - lambda (L + b E) u, at its steady state:
+    (I + lambda (L + b E)) u = s, L = I - D^-1 W, D the row sums of W, E the number of sides where a position touches
+    the border of the image. The source s is the magnitude of the base map on the grid of the final map. The affinity W
+    of two positions is max(0, cosine)^sharpness of their final features, the mean over the image taken off, and counts
     1 + ``neighbours`` times where one lies beside the other.
 
-    u is the expected source where a random walk ends that starts at the position, goes on with the chance
-    lambda / (1 + lambda) and moves along W. So u stays within the range of s, a constant s stays as it is, and the sum
-    of D u is that of D s.
+    Background touches the border, or is like what does, and loses its heat there; an object keeps it. With the base
+    ``uniform`` the source is the same everywhere: what is left says what hangs together and is cut off from the border,
+    whatever the target. It is the time that a random walk takes to leave the image, as in saliency by absorbing Markov
+    chains (Jiang et al., ICCV 2013).
+
+    With b = 0 the image is insulated: u is the expected source where a random walk ends that starts at the position,
+    goes on with the chance lambda / (1 + lambda) and moves along W. So u then stays within the range of s, a constant s
+    stays as it is, and the sum of D u is that of D s.
 
     Args:
         model: in evaluation mode.
         images: normalised (B, 3, H, W).
         target: what the base method explains.
-        base: the method whose map is the source.
+        base: the method whose map is the source, or ``uniform``.
         conductivity: lambda >= 0; 0 returns the source.
         sharpness: exponent of the affinity.
         neighbours: >= 0, what being beside each other adds to an affinity, as a multiple of it.
+        border: b >= 0, how well heat leaves through a side, as a share of all ways inside; 0: it does not.
         chunk: images per forward pass and per factorisation of (n, n) matrices, n positions.
         **options: of the base method.
 
@@ -53,11 +63,14 @@ def heat_flow(
     Raises:
         UserError: on an unknown base method, or what that raises; on a model without a final map.
     """
-    source = find_method(base)(model, images, target, chunk=chunk, **options).maps.detach().float()
+    if base == UNIFORM:
+        source = torch.ones(len(images), 1, 1, device=images.device)
+    else:
+        source = find_method(base)(model, images, target, chunk=chunk, **options).maps.detach().float()
     maps = []
     for field, part in zip(fields(model, images, None, chunk), source.split(chunk), strict=True):
         on_grid = F.adaptive_avg_pool2d(part[:, None], (field.shape[2], field.shape[3]))[:, 0].abs()
-        maps.append(steady_state(on_grid, affinity(field, sharpness, neighbours), conductivity))
+        maps.append(steady_state(on_grid, affinity(field, sharpness, neighbours), conductivity, border))
     return Attribution(torch.cat(maps))
 
 
@@ -76,15 +89,23 @@ def affinity(field: Tensor, sharpness: float, neighbours: float) -> Tensor:
 
 
 @torch.no_grad()
-def steady_state(source: Tensor, weights: Tensor, conductivity: float) -> Tensor:
-    """Solve (I + lambda (I - D^-1 W)) u = s: source (B, h, w), affinities (B, n, n) -> (B, h, w).
+def steady_state(source: Tensor, weights: Tensor, conductivity: float, border: float) -> Tensor:
+    """Solve (I + lambda (I - D^-1 W + b E)) u = s: source (B, h, w), affinities (B, n, n) -> (B, h, w).
 
-    Solved as (D + lambda (D - W)) u = D s, which is symmetric and positive definite, by Cholesky. A position that is
-    like no other keeps its source.
+    Solved as (D + lambda (D - W + b D E)) u = D s, which is symmetric and positive definite, by Cholesky. A position
+    that is like no other keeps its source.
     """
     degree = weights.sum(dim=2)
     held = degree.clamp_min(1e-6)
+    lost = border * sides_at_border(source.shape[1], source.shape[2]).to(source) * degree
     with full_precision(source):
-        factor = torch.linalg.cholesky(torch.diag_embed(held + conductivity * degree) - conductivity * weights)
-        rested = torch.cholesky_solve((held * source.flatten(1))[..., None], factor)
+        system = torch.diag_embed(held + conductivity * (degree + lost)) - conductivity * weights
+        rested = torch.cholesky_solve((held * source.flatten(1))[..., None], torch.linalg.cholesky(system))
     return rested[..., 0].unflatten(1, tuple(source.shape[1:])).clamp_min(0)
+
+
+def sides_at_border(rows: int, columns: int) -> Tensor:
+    """E: how many sides of each position lie on the border of the grid, (rows * columns,) float32."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    touching = [row == 0, row == rows - 1, column == 0, column == columns - 1]
+    return torch.stack(touching).sum(dim=0).flatten().float()
