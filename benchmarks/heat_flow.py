@@ -4,8 +4,8 @@ python benchmarks/heat_flow.py runs/a [runs/b ...] --data pets-trimap.tar      #
 
 Maps are of the target ``self``. Average precision is that of a map's values, interpolated to the pixels, as scores for
 "object" (1 in the mask; 2 is background, others are left out), mean over images. The forms are the default of
-heat_flow, the default with one setting changed, a grid whose positions are all alike, and others that were tried. Rows go to
-benchmarks/results/heat_flow.jsonl.
+heat_flow, the default with one setting changed, a grid whose positions are all alike, and others that were tried. Rows
+go to benchmarks/results/heat_flow.jsonl.
 """
 
 import argparse
