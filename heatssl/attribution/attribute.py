@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,8 @@ def attribute(
         model: any timm model, with or without classifier; its modes and gradients are left as they are.
             Integrated gradients of a class takes any module that returns logits.
         images: normalised (B, 3, H, W) on the model's device.
-        method: name of a file of ``heatssl.attribution.methods``; :func:`method_names` lists them.
+        method: name of a file of ``heatssl.attribution.methods``, :func:`method_names` lists them; ``heat_flow:rise``
+            is heat_flow over the map of rise.
         target: ``"self"``: cosine to the image's own pooled embedding; an int, or integer Tensor (B,): class
             logit of ``probe`` or of the model's own classifier; a floating Tensor (C,) or (B, C): cosine to
             an embedding; ``"margin"``, ``"entropy"``, ``"channel:N"``, or what a function of
@@ -98,17 +100,22 @@ def method_names() -> list[str]:
 
 
 def find_method(name: str) -> Method:
-    """The function of a method.
+    """The function of a method; ``heat_flow:rise`` is ``heat_flow`` with ``base="rise"``.
 
     Raises:
-        UserError: when there is no such file; the nearest is named.
+        UserError: when there is no such file (the nearest is named), or the method has no base.
     """
+    name, _, base = name.partition(":")
     names = method_names()
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown attribution method {name!r}: did you mean {nearest!r}? There are {', '.join(names)}")
     method: Method = getattr(importlib.import_module(f"{methods.__name__}.{name}"), name)
-    return method
+    if not base:
+        return method
+    if "base" not in inspect.signature(method).parameters:
+        raise UserError(f"{name} has no base method: write {name!r}, or 'heat_flow:{base}'")
+    return partial(method, base=base)
 
 
 def method_options(name: str, chunk: int, steps: int) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
     for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
         magnitude = np.abs(raw)
         largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
-        file = f"attribution/{index:03d}_{method}_{wish.kind}.png"
+        file = f"attribution/{index:03d}_{method.replace(':', '_')}_{wish.kind}.png"
         background = image if config.over_image else None
         picture = overlay(background, magnitude / largest, size=config.size, largest=largest)
         _write_picture(source.output / file, picture)

@@ -148,7 +148,9 @@ def _heatmap(folder: Path, entry: dict[str, Any], subject: str) -> Heatmap:
 
 def method_name(method: str) -> str:
     """What people call an attribution method."""
-    return "Grad-CAM" if method == "gradcam" else method.replace("_", " ")
+    name, _, base = method.partition(":")
+    spoken = "Grad-CAM" if name == "gradcam" else name.replace("_", " ")
+    return f"{spoken} of {'uniform heat' if base == 'uniform' else method_name(base)}" if base else spoken
 
 
 def embed(folder: Path, file: str) -> str:

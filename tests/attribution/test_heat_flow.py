@@ -89,6 +89,9 @@ def test_uniform_heat_needs_no_target(small_vit: Create, images: Tensor) -> None
     found = [attribute(model, images, "heat_flow", target, base="uniform") for target in ("self", torch.randn(48))]
     assert torch.equal(*found)
     assert found[0].std() > 0
+    assert torch.equal(attribute(model, images, "heat_flow:uniform"), found[0])
+    with pytest.raises(UserError, match="rise has no base method: write 'rise', or 'heat_flow:gradcam'"):
+        attribute(model, images, "rise:gradcam")
 
 
 @pytest.mark.parametrize("base", ["gradcam", "integrated_gradients", "law_residual"])
