@@ -72,11 +72,11 @@ def measure(config: AttributeConfig) -> Iterator[Row]:
     source = open_source(config)
     source.backbone.to(source.device).eval()
     wish = read_target(config, source)
-    one = pictures_of_split(replace(config, count=1), source)
+    some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients
     able = []
     for method in config.methods:
         try:
-            explain(source.backbone, one.images, method, wish.of(one), probe=wish.probe)
+            explain(source.backbone, some.images, method, wish.of(some), probe=wish.probe)
             able.append(method)
         except UserError as error:
             print(f"{config.run}: {method} is left out: {error}", flush=True)
