@@ -4,8 +4,8 @@ python benchmarks/heat_flow.py runs/a [runs/b ...] --data pets-trimap.tar      #
 
 Maps are of the target ``self``. Average precision is that of a map's values, interpolated to the pixels, as scores for
 "object" (1 in the mask; 2 is background, others are left out), mean over images. The forms are the default of
-heat_flow, the default with one setting changed, a grid whose positions are all alike, and others that were tried. Rows
-go to benchmarks/results/heat_flow.jsonl.
+heat_flow, the default with one setting changed, others that were tried, and flow on the grid alone, which is a blur.
+Each row also says what nearness to the centre of the picture reaches. Rows go to benchmarks/results/heat_flow.jsonl.
 """
 
 import argparse
@@ -77,6 +77,7 @@ def measure(run: str, root: str, count: int | None) -> Iterator[dict[str, Any]]:
     sources[UNIFORM] = torch.ones(len(images), *field.shape[2:])
     about = {"run": f"{info.name}, step {info.step}", "split": "train", "images": len(images), "seed": 0}
     about |= {"hardware": hardware(torch.device("cpu")), "commit": commit()}
+    about["nearness_to_centre"] = round(average_precision(-distance_to_centre(field), masks), 4)
     for form, flow in forms(field).items():
         precision = {method: average_precision(flow(source), masks) for method, source in sources.items()}
         yield about | {"form": form, "average_precision": {key: round(value, 4) for key, value in precision.items()}}
@@ -103,6 +104,8 @@ def forms(field: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
         return lambda source: torch.linalg.solve(system, source.flatten(1)[..., None]).reshape(source.shape)
 
     default = affinity(field, 2.0, 8.0)
+    places = torch.cartesian_prod(*(torch.arange(side) for side in field.shape[2:])).float()
+    grid = (torch.cdist(places, places, p=1) == 1).float().expand(len(field), -1, -1)
     features = F.normalize(field.flatten(2).mT, dim=2)
     raw = torch.exp((features @ features.mT - 1) / 0.05) * (1 - torch.eye(features.shape[1]))
     return {
@@ -111,18 +114,25 @@ def forms(field: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
         "border 0": rest(default, border=0.0),
         "border 0.03": rest(default, border=0.03),
         "border 0.3": rest(default, border=0.3),
-        "no features": rest(affinity(torch.ones_like(field), 0.0, 8.0)),
         "conductivity 16": rest(default, 16.0),
         "conductivity 256": rest(default, 256.0),
         "sharpness 1": rest(affinity(field, 1.0, 8.0)),
         "sharpness 4": rest(affinity(field, 4.0, 8.0)),
         "neighbours 0": rest(affinity(field, 2.0, 0.0)),
         "neighbours 24": rest(affinity(field, 2.0, 24.0)),
+        "grid alone, conductivity 1": rest(grid, 1.0),
+        "grid alone, conductivity 16": rest(grid, 16.0),
         "mean left in, exp(20 (cosine - 1))": rest(raw),
         "Laplacian not normalised": plain(default),
         "random walk with restart": restart(default),
         "source squared": lambda source: rest(default)(source.square()),
     }
+
+
+def distance_to_centre(field: Tensor) -> Tensor:
+    """What knows nothing of the image: (B, C, h, w) -> squared distance of each position in patches, (B, h, w)."""
+    row, column = (torch.arange(side) - (side - 1) / 2 for side in field.shape[2:])
+    return (row[:, None].square() + column.square()).expand(len(field), -1, -1)
 
 
 def average_precision(maps: Tensor, masks: Tensor) -> float:
