@@ -64,7 +64,7 @@ EXAMPLES = {
     "attribute": [
         "heatssl attribute run=runs/demo",
         "heatssl attribute cat.jpg photographs/ run=runs/demo methods=[gradcam] target=cat.jpg",
-        "heatssl attribute cat.jpg --model timm:vit_small_patch16_224.dino",
+        "heatssl attribute cat.jpg --model timm:vit_small_patch16_224.dino --method gradcam,ig,heat_flow:uniform",
         "heatssl attribute run=runs/demo data=tar data.root=pets-trimap.tar ignore=[3] score=true",
         "heatssl attribute run=runs/demo checkpoints=true",
     ],

@@ -6,12 +6,13 @@ list of things, these may stand there as they are.
 
 import re
 from collections.abc import Iterable
+from typing import get_origin
 
 from heatssl.config import SCHEMAS, PretrainConfig, setting_types
 from heatssl.errors import UserError
 
 LISTS = {"evaluate": "sources", "attribute": "images"}  # what plain words are, by command
-SAME = {"attribute": {"model": "run"}}  # other names of settings, by command
+SAME = {"attribute": {"model": "run", "method": "methods"}}  # other names of settings, by command
 _SETTING = re.compile(r"\+{0,2}~?[a-z_][a-z_0-9.]*=")
 
 
@@ -44,17 +45,22 @@ def settings(command: str, words: Iterable[str]) -> list[str]:
 
 
 def _option(command: str, word: str, rest: list[str]) -> str:
-    """``--learning-rate 0.1`` is ``learning_rate=0.1``, ``--score`` is ``score=true``; takes its value off ``rest``."""
+    """``--learning-rate 0.1`` is ``learning_rate=0.1``, ``--score`` ``score=true``, ``--ignore 3`` ``ignore=[3]``.
+
+    Its value is taken off ``rest``.
+    """
     name, equals, value = word.removeprefix("--").partition("=")
     name = name.replace("-", "_")
-    if equals:
-        return f"{name}={value}"
-    flag = setting_types(SCHEMAS.get(command, PretrainConfig)).get(name) is bool
-    if flag and rest[:1] not in (["true"], ["false"]):
-        return f"{name}=true"
-    if not rest:
-        raise UserError(f"--{name} needs a value; see heatssl {command} --help")
-    return f"{name}={rest.pop(0)}"
+    kind = setting_types(SCHEMAS.get(command, PretrainConfig)).get(SAME.get(command, {}).get(name, name))
+    if not equals:
+        if kind is bool and rest[:1] not in (["true"], ["false"]):
+            return f"{name}=true"
+        if not rest:
+            raise UserError(f"--{name} needs a value; see heatssl {command} --help")
+        value = rest.pop(0)
+    if get_origin(kind) is list and not value.startswith("["):
+        value = f"[{value}]"
+    return f"{name}={value}"
 
 
 def _renamed(command: str, setting: str) -> str:

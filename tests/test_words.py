@@ -35,6 +35,13 @@ def test_a_model_is_what_runs_are_elsewhere():
         settings("attribute", ["--model", "timm:a", "run=b"])
 
 
+def test_lists_are_written_as_people_write_them():
+    wanted = ["methods=[gradcam,ig]", "ignore=[3]", "scores=[all]", "run=r"]
+    words = ["--method", "gradcam,ig", "--ignore", "3", "--scores=[all]", "--model", "r"]
+    assert settings("attribute", words) == wanted
+    assert compose("attribute", wanted).methods == ["gradcam", "ig"]
+
+
 @pytest.mark.parametrize("name", ["runs/a", "timm:vit_small_patch16_224.dino?random", "it's, [odd] {path}", "~b"])
 def test_any_path_arrives_as_it_was_written(name):
     config = compose("evaluate", settings("evaluate", [name, "second"]))

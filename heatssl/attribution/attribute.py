@@ -99,13 +99,18 @@ def method_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
+def full_name(name: str) -> str:
+    """``ig`` is what everybody calls integrated gradients."""
+    return "integrated_gradients" if name == "ig" else name
+
+
 def find_method(name: str) -> Method:
     """The function of a method; ``heat_flow:rise`` is ``heat_flow`` with ``base="rise"``.
 
     Raises:
         UserError: when there is no such file (the nearest is named), or the method has no base.
     """
-    name, _, base = name.partition(":")
+    name, _, base = full_name(name).partition(":")
     names = method_names()
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

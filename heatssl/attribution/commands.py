@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from heatssl.attribution.attribute import explain, find_method, method_options
+from heatssl.attribution.attribute import explain, find_method, full_name, method_options
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
 from heatssl.attribution.extrapolation import write_extrapolation
 from heatssl.attribution.features import write_features
@@ -56,6 +56,7 @@ def run_attribute(config: AttributeConfig) -> Path:
         UserError: on unknown methods, targets or images, a probe that is missing or belongs to other weights, or
             checkpoints that there are not.
     """
+    config = replace(config, methods=list(dict.fromkeys(map(full_name, config.methods))))
     for method in config.methods:
         find_method(method)
     if config.count < 1 or config.steps < 1 or config.size < 16:

@@ -112,6 +112,12 @@ def test_every_method_is_at_hand_on_the_command_line(run: Path) -> None:
     assert with_error == {"integrated_gradients", "layer_integrated_gradients"}
 
 
+def test_integrated_gradients_answer_to_ig(run: Path) -> None:
+    run_attribute(_config(run, methods=["ig", "integrated_gradients", "heat_flow:uniform"]))
+    assert [entry["method"] for entry in _maps(run)] == ["integrated_gradients"] * 2 + ["heat_flow:uniform"] * 2
+    assert all((run / str(entry["file"])).is_file() and ":" not in str(entry["file"]) for entry in _maps(run))
+
+
 def test_a_second_target_adds_and_a_second_run_replaces(run: Path) -> None:
     run_attribute(_config(run, methods=["gradcam"]))
     run_attribute(_config(run, methods=["gradcam"], target="probe"))
