@@ -70,7 +70,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name) for name in ("metric", "weights", "source", "data", "seed"))
+    return tuple(entry.get(name) for name in ("metric", "weights", "source", "data", "split", "seed"))
 
 
 def format_table(results: list[Result]) -> str:

@@ -46,10 +46,12 @@ class Comparison:
     def gain_error(self) -> float:
         """Two standard errors of the gain in points, from the number of test images; 0 when that is unknown.
 
-        Both weights see the same images, so errors are correlated and this bound is on the wide side.
+        Both weights see the same images, so errors are correlated and this bound is on the wide side. A share of images
+        that are right has such an error; overlaps and average precisions have none that is known from their size.
         """
         size = self.any.get("val_size")
-        if self.accuracies is None or not is_number(size) or size <= 0:
+        is_share = "segmentation" not in self.metric and not self.metric.startswith("detection")
+        if self.accuracies is None or not is_number(size) or size <= 0 or not is_share:
             return 0.0
         return 200 * math.sqrt(sum(max(share * (1 - share), 0.0) for share in self.accuracies) / size)
 

@@ -172,6 +172,16 @@ def test_running_again_replaces_and_another_seed_adds(run: Path) -> None:
     assert [entry["seed"] for entry in read_results(run / "evaluation.json")] == [0, 1]
 
 
+def test_a_held_out_part_of_train_does_not_replace_val(run: Path) -> None:
+    for held_out in (0.0, 0.25):
+        run_knn(
+            KnnConfig(
+                run=str(run), data=dataclasses.replace(DATA, held_out=held_out), workers=0, random_init=False, k=5
+            )
+        )
+    assert [entry["split"] for entry in read_results(run / "evaluation.json")] == ["val", "held-out"]
+
+
 def test_a_damaged_result_file_is_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.json"
     file.write_text('{"results": [')

@@ -37,6 +37,13 @@ def test_the_verdict_never_flatters(pretrained: float, random_init: float, words
     assert found.tone == tone
 
 
+def test_only_shares_of_images_have_an_error_from_their_number(result: Make) -> None:
+    """Overlaps of pixels and average precisions are no shares of images that are right."""
+    for metric, known in (("knn", True), ("10-NN", True), ("kNN segmentation", False), ("detection AP50", False)):
+        (found,) = compare([result(metric, "pretrained", 0.5), result(metric, "random_init", 0.2)])
+        assert (found.gain_error > 0) is known
+
+
 def test_results_of_different_protocols_are_never_compared(result: Make) -> None:
     results = [result("linear", "pretrained", 0.5), result("linear", "random_init", 0.2, val_size=100)]
     comparisons = compare(results)
