@@ -43,6 +43,7 @@ MAIN_CURVES: dict[str, dict[str, Any]] = {
     "train/lr": {"title": "learning rate", "note": "warm-up, then cosine", "from_zero": True},
 }
 NOT_CURVES = {"step", "epoch", "seconds"}
+GALLERY = "attribution/gallery.html"  # what heatssl attribute writes
 
 
 @dataclass
@@ -94,6 +95,7 @@ def render(run: RunFolder) -> str:
         residual_range=residual_range,
         true_statistics=isinstance(objective, dict) and objective.get("target") == "normalised",
         groups=heatmap_groups(run),
+        gallery=GALLERY if (run.path / GALLERY).is_file() else "",
         problems=run.problems,
         commands=follow_up_commands(run.path),
         reproduce=reproduce(run),

@@ -169,6 +169,12 @@ def test_names_from_the_data_set_cannot_run_as_script(full_run: Path, result: Ma
     assert page.text.count(evil) >= 6  # shown as it is, in every place
 
 
+def test_the_gallery_is_linked_where_there_is_one(full_run: Path) -> None:
+    assert Page(write_report(full_run)).count("a", href="attribution/gallery.html") == 0
+    (full_run / "attribution/gallery.html").write_text("")
+    assert Page(write_report(full_run)).count("a", href="attribution/gallery.html") == 1
+
+
 def test_a_heatmap_path_cannot_pull_in_files_from_outside(full_run: Path, tmp_path: Path) -> None:
     (tmp_path / "private.png").write_bytes(next((full_run / "attribution").glob("*.png")).read_bytes())
     entry = {"image": "a", "label": "star", "method": "gradcam", "target": "self", "file": "../private.png"}
