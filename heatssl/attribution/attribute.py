@@ -4,7 +4,8 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ def explain(
             "see heatssl.data.normalise"
         )
     # Callers may be in inference mode, where no gradient can be taken, and so may their tensors.
-    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
+    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model), _each_layer_once(model):
         images = images.detach().clone()
         if isinstance(target, Tensor):
             target = target.detach().clone()
@@ -92,6 +93,19 @@ def explain(
     if not torch.isfinite(result.maps).all():
         raise UserError(f"{method} gives NaN or infinity: the weights or the images are broken")
     return result
+
+
+@contextmanager
+def _each_layer_once(model: nn.Module) -> Iterator[None]:
+    """Without gradient checkpointing: layers that run again in the backward pass are not those that were recorded."""
+    checkpointed = bool(getattr(model, "grad_checkpointing", False))
+    if checkpointed:
+        model.set_grad_checkpointing(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        if checkpointed:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
 
 
 def method_names() -> list[str]:

@@ -153,3 +153,13 @@ def test_the_heat_alone_shows_nothing_of_the_image() -> None:
     brightest = np.unravel_index(heat.argmax(), heat.shape)
     y, x = (8 * brightest[0] + 4, 8 * brightest[1] + 4)
     assert alone[y, x].sum() > 500  # opaque: the top of the colour map
+
+
+@pytest.mark.parametrize("method", ["gradient_rollout", "gradcam"])
+def test_gradient_checkpointing_changes_no_map_and_stays_on(small_vit: Create, images: Tensor, method: str) -> None:
+    """Layers that run again in the backward pass must not be taken for those that were recorded."""
+    model = small_vit(num_classes=0)
+    plain = attribute(model, images, method)
+    model.set_grad_checkpointing(True)
+    assert torch.equal(attribute(model, images, method), plain)
+    assert model.grad_checkpointing
