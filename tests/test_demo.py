@@ -68,7 +68,7 @@ def test_a_miniature_demo_ends_with_numbers_and_a_report(
     page = report.read_text(encoding="utf-8")
     assert 'class="remark"' not in page  # nothing is missing
     maps = json.loads((tmp_path / "runs/demo/attribution/attribution.json").read_text())["maps"]
-    assert {entry["method"] for entry in maps} == {"gradcam", "integrated_gradients"}
+    assert {entry["method"] for entry in maps} == {"gradcam", "integrated_gradients", "heat_flow"}
     assert len({entry["target"].partition(":")[0] for entry in maps}) >= 2
 
     weights = (tmp_path / "runs/demo/backbone.safetensors").read_bytes()

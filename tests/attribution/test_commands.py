@@ -33,14 +33,14 @@ def _maps(run: Path) -> list[dict[str, object]]:
 def test_every_map_is_listed_and_is_a_picture(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_attribute(_config(run)) == run / "attribution"
     maps = _maps(run)
-    assert [entry["method"] for entry in maps] == ["gradcam"] * 2 + ["integrated_gradients"] * 2
+    assert [entry["method"] for entry in maps] == ["gradcam"] * 2 + ["integrated_gradients"] * 2 + ["heat_flow"] * 2
     assert len({entry["image"] for entry in maps}) == len({entry["label"] for entry in maps}) == 2
     for entry in maps:
         assert Image.open(run / str(entry["file"])).height == 64
         assert str(entry["target"]).startswith("self: ")
-        assert (entry["completeness_error"] is None) == (entry["method"] == "gradcam")
+        assert (entry["completeness_error"] is not None) == (entry["method"] == "integrated_gradients")
     printed = capsys.readouterr().out
-    for entry in maps[2:]:
+    for entry in maps[2:4]:
         assert f"{entry['completeness_error']:.2%}" in printed
 
 
@@ -99,7 +99,7 @@ def test_the_command_line_ends_in_a_gallery(run: Path, capsys: pytest.CaptureFix
     assert main(["attribute", *words]) == 0
     gallery = run / "attribution" / "gallery.html"
     assert capsys.readouterr().out.endswith(f"-> {gallery}\n")
-    assert gallery.read_text().count('<a class="cell') == 2 * 3
+    assert gallery.read_text().count('<a class="cell') == 2 * 4
     assert main(["attribute", *words, "checkpoints=true"]) == 2
     assert "trainer.keep_every=N" in capsys.readouterr().err
 
