@@ -62,7 +62,8 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
     """
     _check_settings(config)
     source = open_source(config)
-    data = dataclasses.replace(source.data, crop_scale=config.crop_scale)
+    # The colours that a run changed belong to its objective: a label may hang on them.
+    data = dataclasses.replace(source.data, crop_scale=config.crop_scale, colour_jitter=0.0, grey=0.0)
     train, val = source.splits["train"], source.splits["val"]
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +92,9 @@ def run_suite(config: EvaluateConfig) -> Path:
         for metric in SUITES[config.suite]:
             if metric == SEGMENTATION and not _has_masks(source):
                 continue
+            if missing := _too_few(source, metric):
+                _say(f"{source.name}: {NAMES.get(metric, metric)} is left out: {missing}")
+                continue
             for seed in config.seeds[:1] if metric in SEEDLESS else config.seeds:
                 result, where = _measure(source, metric, seed, config, known)
                 measured.append({"name": source.name} | {key: result[key] for key in result if key != "name"})
@@ -109,6 +113,13 @@ def _say(text: str) -> None:
 
 def _has_masks(source: Source) -> bool:
     return has_masks(source.data, "train") and has_masks(source.data, "val")
+
+
+def _too_few(source: Source, metric: str) -> str:
+    """Why train has too few images for this measure; empty where it has enough."""
+    labels = source.splits["train"].labels
+    fewest = min(Counter(labels).values())
+    return f"a class has only {fewest} images" if fewest < MEASURES[metric][1].get("shots", 0) else ""
 
 
 def _open(name: str, config: EvaluateConfig) -> Source:

@@ -8,7 +8,7 @@ import torch
 
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
-from heatssl.config import FinetuneConfig
+from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.config_file import load_config
 from heatssl.data import open_split
 from heatssl.evaluation import finetune, run_finetune
@@ -54,6 +54,14 @@ def test_labels_are_learned_and_the_classifier_is_kept(run):
     with safetensors.safe_open(path, "pt") as file:
         assert len(json.loads(file.metadata()["classes"])) == 10
     assert "80 epochs" in result.protocol
+
+
+def test_colours_stay_as_they_are_whatever_pretraining_did_to_them(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(finetune, "train_on_labels", lambda loss, optimizer, images, data, *_, **__: seen.append(data))
+    data = DataConfig(image_size=32, train_size=40, val_size=20, workers=0, colour_jitter=0.8, grey=0.2, flip=False)
+    run_finetune(FinetuneConfig(run=str(run), data=data, **QUICK))
+    assert (seen[0].colour_jitter, seen[0].grey, seen[0].flip) == (0.0, 0.0, False)
 
 
 class InterruptedRunError(Exception):

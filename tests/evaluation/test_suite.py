@@ -190,3 +190,20 @@ def test_command_line_with_a_page(
     assert "<run>" not in page
     assert page.count('class="bar"') == 4
     assert "shapes" in page
+
+
+def test_more_shots_than_images_are_left_out_and_the_others_measured(
+    tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EvaluateConfig(
+        sources=[str(write_run(tmp_path / "a"))],
+        suite="full",
+        data=dataclasses.replace(DATA, train_size=70),  # seven of each class
+        workers=0,
+        output=str(tmp_path / "out"),
+    )
+    folder = run_suite(config)
+    metrics = [r["metric"] for r in json.loads((folder / "results.json").read_text())["results"]]
+    assert "10-shot" not in metrics
+    assert {"5-shot", "10 % labels", "block"} <= set(metrics)
+    assert "10-shot is left out: a class has only 7 images" in capsys.readouterr().out
