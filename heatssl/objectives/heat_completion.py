@@ -10,6 +10,9 @@ There is no mask token and no decoder that mixes tokens: hidden positions meet t
 mean, so all understanding must be in the encoder, and nearly all operations are. As each hidden position is
 painted on its own, any share of them can be asked for, and one image can serve several times, once for each
 disjoint set of its patches.
+
+What is visible also says, by its mean alone, what the whole picture is: the heat at rest, which the law carries to every
+position (:mod:`heatssl.objectives.painting`). Users keep the mean, and without this loss nothing asks anything of it.
 """
 
 from typing import Literal, get_args
@@ -22,7 +25,6 @@ from heatssl.errors import UserError
 from heatssl.heat import (
     Transport,
     complete,
-    coordinates,
     harmonic_weights,
     heat_kernel_weights,
     laplacian,
@@ -30,6 +32,7 @@ from heatssl.heat import (
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.masks import random_blocks, random_parts
 from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.painting import RestLaw, RestPainter, painter, places
 from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
 
 Mask = Literal["random", "block"]
@@ -53,10 +56,12 @@ class HeatCompletion(Objective):
         channels: width of the field; null: that of the backbone.
         painter_width: hidden channels of the painter; 0: it is linear.
         target: ``normalised`` patches or ``plain`` pixels.
+        rest_weight: of painting the whole picture from the mean over what is visible; 0: not at all.
+        rest_law: what carries the mean to the positions, see :class:`heatssl.objectives.painting.RestPainter`.
 
     Raises:
         UserError: when the backbone cannot encode single patches.
-        ValueError: on settings that leave nothing visible or hidden, or do not fit the channels.
+        ValueError: on an unknown law, or settings that leave nothing visible or hidden, or do not fit the channels.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class HeatCompletion(Objective):
         channels: int | None = None,
         painter_width: int = 256,
         target: Target = "normalised",
+        rest_weight: float = 1.0,
+        rest_law: RestLaw = "commuting",
     ) -> None:
         super().__init__()
         if not is_token_model(backbone):
@@ -111,20 +118,37 @@ class HeatCompletion(Objective):
         start = torch.linspace(-1.2, 1.8, groups) if flow == "kernel" else torch.zeros(groups)
         self.log_flow = nn.Parameter(start)
         self.painter = painter(channels, painter_width, 3 * self.patch**2)
+        self.rest_weight = rest_weight
+        self.from_rest: RestPainter | None = None
+        if rest_weight:
+            self.from_rest = RestPainter(
+                grid.channels, channels, self.grid, painter_width, 3 * self.patch**2, rest_law
+            )
 
     def forward(self, images: Tensor) -> Outputs:
-        """Normalised images (B, 3, S, S) -> loss over painted patches, no logs, the visible field (P B, C, n, 1)."""
+        """Normalised images (B, 3, S, S) -> loss over painted patches, its parts, the visible field (P B, C, n, 1)."""
         visible, hidden = self.split(images)
         asked = hidden[:, : self.predicted]
         images = images.repeat(self.parts, 1, 1, 1)
-        values = self.to_field(encode_visible(self.backbone, images, visible))
+        tokens = encode_visible(self.backbone, images, visible)
+        values = self.to_field(tokens)
         painted = self.painter(self.fill_in(values, visible, asked))
         patches = patchify(images, self.patch)
         if self.target == "normalised":
             mean, std = patch_statistics(patches)
             patches = (patches - mean) / std
-        loss = (painted - torch.take_along_dim(rows(patches), asked[..., None], dim=1)).square().mean()
-        return Outputs(loss, {}, values.detach().transpose(1, 2)[..., None])
+        patches = rows(patches)
+        loss = (painted - torch.take_along_dim(patches, asked[..., None], dim=1)).square().mean()
+        logs = {"loss/hidden": loss.detach()}
+        if self.from_rest is not None:
+            whole = self.from_rest(tokens.mean(dim=1), self.everywhere(images))
+            rest = (whole - patches).square().mean()
+            loss, logs["loss/rest"] = loss + self.rest_weight * rest, rest.detach()
+        return Outputs(loss, logs, values.detach().transpose(1, 2)[..., None])
+
+    def everywhere(self, images: Tensor) -> Tensor:
+        """Row-major indices of all patches, for each of the images (B, N)."""
+        return torch.arange(self.positions, device=images.device).expand(len(images), -1)
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Row-major indices of visible (P B, n) and hidden patches (P B, N - n), new for each image."""
@@ -148,9 +172,8 @@ class HeatCompletion(Objective):
         return harmonic_weights(visible, asked, self.grid, flow)
 
     def places(self, index: Tensor) -> Tensor:
-        """Positions (..., 2) of patches, from the middle of the grid, so that decays stay balanced."""
-        middle = torch.tensor([self.grid[1] - 1, self.grid[0] - 1], device=index.device) / 2
-        return coordinates(index, self.grid[1]) - middle
+        """Positions (..., 2) of patches, see :func:`heatssl.objectives.painting.places`."""
+        return places(index, self.grid)
 
     @torch.no_grad()
     def health(self, outputs: Outputs) -> dict[str, float]:
@@ -169,7 +192,7 @@ class HeatCompletion(Objective):
         """
         visible, _ = (index[: len(images)] for index in self.split(images))
         values = self.to_field(encode_visible(self.backbone, images, visible))
-        everywhere = torch.arange(self.positions, device=images.device).expand(len(images), -1)
+        everywhere = self.everywhere(images)
         filled = self.fill_in(values, visible, everywhere)
         rest = filled if self.transport is None else self.transport.to_rest(filled, self.places(everywhere))
         patches = self.painter(filled).transpose(1, 2).unflatten(2, self.grid)
@@ -191,7 +214,7 @@ class HeatCompletion(Objective):
     @torch.no_grad()
     def extrapolation(self, images: Tensor) -> Extrapolation:
         """See :meth:`Objective.extrapolation`: what heat from the top left quarter comes to, whatever the mask."""
-        everywhere = torch.arange(self.positions, device=images.device).expand(len(images), -1)
+        everywhere = self.everywhere(images)
         return fill_from_corner(
             self.backbone,
             self.to_field,
@@ -199,10 +222,3 @@ class HeatCompletion(Objective):
             self.grid,
             lambda values, visible: self.fill_in(values, visible, everywhere),
         )
-
-
-def painter(channels: int, width: int, outputs: int) -> nn.Module:
-    """Field to pixels, position by position: (B, m, channels) -> (B, m, outputs)."""
-    if width == 0:
-        return nn.Linear(channels, outputs)
-    return nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, outputs))

@@ -72,15 +72,22 @@ def test_the_steady_field_obeys_laplace_in_its_frame_wherever_it_is_hidden():
 @pytest.mark.parametrize("target", ["normalised", "plain"])
 def test_loss_is_that_of_its_formula(target):
     """A loop over painted patches, each a mean of turned visible values with the heat kernel's weights."""
-    objective = tiny(target=target, predicted_ratio=0.5, groups=1).eval()
+    objective = tiny(target=target, predicted_ratio=0.5, groups=1, rest_weight=0.5).eval()
     images = torch.randn(2, 3, 32, 32)
     torch.manual_seed(1)
-    loss = objective(images).loss
+    loss, logs, _ = objective(images)
     torch.manual_seed(1)
     visible, hidden = objective.split(images)
-    values = objective.to_field(objectives.heat_completion.encode_visible(objective.backbone, images, visible))
+    tokens = objectives.heat_completion.encode_visible(objective.backbone, images, visible)
+    values = objective.to_field(tokens)
     time, rotation = objective.log_flow.exp(), objective.transport.rotation
-    errors = []
+    errors, from_rest = [], []
+
+    def patch_of(b: int, k: int) -> torch.Tensor:
+        row, column = divmod(k, 4)
+        patch = images[b, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].flatten()
+        return (patch - patch.mean()) / (patch.var() + 1e-6).sqrt() if target == "normalised" else patch
+
     for b in range(2):
         for k in hidden[b, :6].tolist():
             total, weights = torch.zeros(24, dtype=torch.complex64), 0.0
@@ -90,18 +97,23 @@ def test_loss_is_that_of_its_formula(target):
                 turn = torch.exp(1j * (dx * rotation[0] + dy * rotation[1]))
                 total, weights = total + weight * turn * torch.complex(value[:24], value[24:]), weights + weight
             painted = objective.painter(torch.cat([total.real, total.imag]) / weights)
-            row, column = divmod(k, 4)
-            patch = images[b, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].flatten()
-            if target == "normalised":
-                patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
-            errors.append((painted - patch).square().mean())
-    assert len(errors) == 12
-    assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
+            errors.append((painted - patch_of(b, k)).square().mean())
+        rest, whole = objective.from_rest.to_rest(tokens[b].mean(dim=0)), objective.from_rest.transport.rotation
+        for k in range(16):
+            turn = torch.exp(1j * ((k % 4 - 1.5) * whole[0] + (k // 4 - 1.5) * whole[1]))
+            wave = turn * torch.complex(rest[:24], rest[24:])
+            painted = objective.from_rest.painter(torch.cat([wave.real, wave.imag]))
+            from_rest.append((painted - patch_of(b, k)).square().mean())
+    assert (len(errors), len(from_rest)) == (12, 32)
+    hidden_loss, rest_loss = (torch.stack(some).mean().item() for some in (errors, from_rest))
+    assert logs["loss/hidden"].item() == pytest.approx(hidden_loss, rel=1e-4)
+    assert logs["loss/rest"].item() == pytest.approx(rest_loss, rel=1e-4)
+    assert loss.item() == pytest.approx(hidden_loss + 0.5 * rest_loss, rel=1e-4)
 
 
 def test_the_encoder_pays_for_visible_patches_alone():
     def operations(**settings) -> int:
-        objective = tiny(**settings)
+        objective = tiny(rest_weight=0.0, **settings)
         with FlopCounterMode(display=False) as counter:
             objective(torch.randn(4, 3, 32, 32))
         return counter.get_total_flops()
