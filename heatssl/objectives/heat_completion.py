@@ -11,8 +11,8 @@ mean, so all understanding must be in the encoder, and nearly all operations are
 painted on its own, any share of them can be asked for, and one image can serve several times, once for each
 disjoint set of its patches.
 
-What is visible also says, by its mean alone, what the whole picture is: the heat at rest, which the law carries to every
-position (:mod:`heatssl.objectives.painting`). Users keep the mean, and without this loss nothing asks anything of it.
+What is visible also says, by its mean alone, what the whole picture is: the heat at rest, which the law carries to
+every position (:mod:`heatssl.objectives.painting`). Users keep the mean; without this loss nothing is asked of it.
 """
 
 from typing import Literal, get_args
@@ -121,9 +121,7 @@ class HeatCompletion(Objective):
         self.rest_weight = rest_weight
         self.from_rest: RestPainter | None = None
         if rest_weight:
-            self.from_rest = RestPainter(
-                grid.channels, channels, self.grid, painter_width, 3 * self.patch**2, rest_law
-            )
+            self.from_rest = RestPainter(grid.channels, channels, self.grid, painter_width, 3 * self.patch**2, rest_law)
 
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss over painted patches, its parts, the visible field (P B, C, n, 1)."""
@@ -187,18 +185,21 @@ class HeatCompletion(Objective):
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """See :meth:`Objective.maps`; the residual is Laplace's, of the completed field in its frame of rest.
 
+        ``from_rest`` is what the mean over the visible patches says of the whole picture.
+
         With a normalised target the painter does not know a patch's mean and contrast; the true ones are put back
         for viewing, as MAE's own figures do.
         """
         visible, _ = (index[: len(images)] for index in self.split(images))
-        values = self.to_field(encode_visible(self.backbone, images, visible))
+        tokens = encode_visible(self.backbone, images, visible)
+        values = self.to_field(tokens)
         everywhere = self.everywhere(images)
         filled = self.fill_in(values, visible, everywhere)
         rest = filled if self.transport is None else self.transport.to_rest(filled, self.places(everywhere))
-        patches = self.painter(filled).transpose(1, 2).unflatten(2, self.grid)
-        if self.target == "normalised":
-            mean, std = patch_statistics(patchify(images, self.patch))
-            patches = patches * std + mean
+        pictures = {"reconstruction": self.painter(filled)}
+        if self.from_rest is not None:
+            pictures["from_rest"] = self.from_rest(tokens.mean(dim=1), everywhere)
+        mean, std = patch_statistics(patchify(images, self.patch)) if self.target == "normalised" else (0, 1)
         mask = torch.zeros(len(images), self.positions, dtype=torch.bool, device=images.device).scatter(
             1, visible, True
         )
@@ -207,7 +208,10 @@ class HeatCompletion(Objective):
         return {
             "visible": images * pixels[:, None],
             "visible_mask": pixels,
-            "reconstruction": unpatchify(patches, self.patch),
+            **{
+                name: unpatchify(patches.transpose(1, 2).unflatten(2, self.grid) * std + mean, self.patch)
+                for name, patches in pictures.items()
+            },
             "law_residual": laplacian(field, boundary="replicate").square().mean(dim=1),
         }
 

@@ -53,8 +53,9 @@ class Objective(nn.Module):
         """What there is to look at, for normalised images (B, 3, S, S): those of these that the objective has.
 
         ``visible`` (B, 3, S, S) with the hidden part zeroed, ``visible_mask`` (B, S, S) bool,
-        ``reconstruction`` (B, 3, S, S) normalised, ``law_residual`` (B, h, w); ``first_view`` and ``second_view``
-        (B, 3, s, s) normalised, where views are compared.
+        ``reconstruction`` (B, 3, S, S) normalised, ``from_rest`` (B, 3, S, S) likewise, painted from a mean alone,
+        ``law_residual`` (B, h, w); ``first_view`` and ``second_view`` (B, 3, s, s) normalised, where views are
+        compared.
         """
         raise NotImplementedError
 

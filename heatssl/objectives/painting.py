@@ -1,13 +1,13 @@
 """Making pixels: of a field position by position, and of a picture's mean, which a law carries to every position. Ours.
 
-The mean over an image's positions is what most evaluations keep of it, and what its heat is at rest, in a body that loses
-none. Where A and B of z_x = A z, z_y = B z commute, one vector u at rest is a whole field,
+The mean over an image's positions is what most evaluations keep of it, and what its heat is at rest, in a body that
+loses none. Where A and B of z_x = A z, z_y = B z commute, one vector u at rest is a whole field,
 
     z(p) = exp(x g_x + y g_y) u,
 
 and each complex channel of u the coefficient of one wave with a wavelength of its own. So a mean that a law carries
-back to the positions, and a small painter there, can show what lay where, as coefficients of a series do. Nothing but the
-mean is known to it: what the picture needs must be in the mean.
+back to the positions, and a small painter there, can show what lay where, as coefficients of a series do. Nothing but
+the mean is known to it: what the picture needs must be in the mean.
 """
 
 from typing import Literal, get_args
@@ -36,8 +36,8 @@ class RestPainter(nn.Module):
         grid: rows and columns of patches.
         painter_width: hidden channels of the painter; 0: it is linear.
         outputs: numbers of a patch.
-        law: ``commuting``; or a control in its place: ``table`` adds a learned vector to each position, as decoders with
-            position embeddings do, ``free`` has a matrix for each position, ``copy`` says the same everywhere.
+        law: ``commuting``; or a control in its place: ``table`` adds a learned vector to each position, as decoders
+            with position embeddings do, ``free`` has a matrix for each position, ``copy`` says the same everywhere.
 
     Raises:
         ValueError: on an unknown law, or an odd number of channels.

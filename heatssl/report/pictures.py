@@ -24,11 +24,13 @@ PANELS = {
     "image": "original",
     "visible": "visible part",
     "reconstruction": "filled in",
+    "from_rest": "painted from the mean",
     "law_residual": "law residual",
     "first_view": "one view",
     "second_view": "another view",
 }
 LAW_PANELS = {"visible": "visible quarter", "reconstruction": "filled in by the law"}  # beside a law residual
+REST_PANELS = {"reconstruction": "filled in by heat"}  # beside what is painted from the mean
 
 
 @dataclass
@@ -88,10 +90,11 @@ def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene]
     if residual is not None:
         finite = residual[:count][np.isfinite(residual[:count])]
         high = float(finite.max()) if finite.size else 0.0
+    special = REST_PANELS if "from_rest" in pictures else LAW_PANELS if residual is not None else {}
     result = []
     for i in range(count):
         panels = []
-        for name, caption in (PANELS | (LAW_PANELS if residual is not None else {})).items():
+        for name, caption in (PANELS | special).items():
             if name not in pictures:
                 continue
             pixels = pictures[name][i]
@@ -114,6 +117,12 @@ def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene]
 
 def story(pictures: dict[str, np.ndarray]) -> tuple[str, str]:
     """Heading and explanation of the pictures, by what there is: a law, another decoder, or views."""
+    if "from_rest" in pictures:
+        return "What heat fills in", (
+            "The encoder saw only the visible patches. Heat flowed from them to the hidden ones, and a small painter "
+            "made pixels of it. From the mean of the visible patches alone, which the law carries to every position, "
+            "another painted the whole picture: what the features that you keep know of it."
+        )
     if "law_residual" in pictures or not pictures:
         return "What the law fills in", (
             "The encoder saw only the visible quarter. The law moved its features over the rest of the image, "

@@ -27,6 +27,7 @@ DIMENSIONS = {  # of pictures.npz
     "image": 4,
     "visible": 4,
     "reconstruction": 4,
+    "from_rest": 4,
     "law_residual": 3,
     "first_view": 4,
     "second_view": 4,

@@ -13,7 +13,7 @@ from heatssl.export import write_atomically
 from heatssl.objectives import Objective
 from heatssl.training.spread import spread_over_classes
 
-PIXEL_MAPS = ("visible", "reconstruction", "first_view", "second_view")  # maps that are images themselves
+PIXEL_MAPS = ("visible", "reconstruction", "from_rest", "first_view", "second_view")  # maps that are images
 
 
 @torch.no_grad()
@@ -21,8 +21,8 @@ def write_pictures(path: Path, objective: Objective, data: ImageData, config: Da
     """Write what the objective sees and makes of ``count`` images, spread over classes.
 
     Arrays: ``image`` (N, S, S, 3) uint8 and ``label`` (N,) class names; of those that the objective has:
-    ``visible``, ``reconstruction``, ``first_view``, ``second_view`` (N, s, s, 3) uint8; ``law_residual``
-    (N, h, w) float32. Masks and views are the same whenever they are drawn.
+    ``visible``, ``reconstruction``, ``from_rest``, ``first_view``, ``second_view`` (N, s, s, 3) uint8;
+    ``law_residual`` (N, h, w) float32. Masks and views are the same whenever they are drawn.
     """
     chosen = Subset(data, spread_over_classes(data.labels, seed=0)[:count])
     batch = next(iter(eval_loader(chosen, config, batch_size=len(chosen))))

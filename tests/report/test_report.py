@@ -250,6 +250,11 @@ def test_a_report_needs_neither_torch_nor_matplotlib(full_run: Path) -> None:
     [
         (("visible", "reconstruction", "law_residual"), "What the law fills in", ["visible quarter", "law residual"]),
         (("visible", "reconstruction"), "What is filled in", ["visible part", "filled in"]),
+        (
+            ("visible", "reconstruction", "from_rest", "law_residual"),
+            "What heat fills in",
+            ["visible part", "filled in by heat", "painted from the mean", "law residual"],
+        ),
         (("first_view", "second_view"), "What is compared", ["one view", "another view"]),
     ],
 )
@@ -257,7 +262,7 @@ def test_objectives_without_a_law_show_what_they_have(
     full_run: Path, kept: tuple[str, ...], heading: str, captions: list[str]
 ) -> None:
     pictures = dict(np.load(full_run / "pictures.npz"))
-    pictures |= {"first_view": pictures["image"], "second_view": pictures["visible"]}
+    pictures |= {"first_view": pictures["image"], "second_view": pictures["visible"], "from_rest": pictures["image"]}
     chosen = {name: array for name, array in pictures.items() if name in ("image", "label", *kept)}
     np.savez(full_run / "pictures.npz", **chosen)
     page = write_report(full_run).read_text()
