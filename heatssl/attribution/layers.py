@@ -10,6 +10,8 @@ from functools import wraps
 from typing import Any
 
 import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from heatssl.attribution.points import owners
@@ -100,11 +102,13 @@ def reads_class_token(model: nn.Module) -> bool:
 
 @contextmanager
 def intercepted(model: nn.Module, layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, a layer's output is what ``change`` makes of it; None stands for ``forward_features``.
+    """Within the block, a layer's output is what ``change`` makes of it; None stands for the final map.
 
     Raises:
         UserError: on a layer that is not there, or one that returns something else than a tensor.
     """
+    if layer is None and isinstance(model, VisionTransformer | Eva):
+        layer = model.norm  # where forward_features ends, and images of another size, which it refuses, end as well
     if layer is not None:
         handle = _module(model, layer).register_forward_hook(lambda *call: change(_tensor(call[-1])))
         try:

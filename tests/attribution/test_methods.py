@@ -56,6 +56,19 @@ def test_every_method_runs_on_every_backbone_or_says_what_would(
 
 
 @pytest.mark.parametrize("method", method_names())
+def test_images_of_another_size_have_the_maps_of_a_model_made_for_it(
+    small_vit: Create, method: str, images: Tensor
+) -> None:
+    model, larger = small_vit(), nn.functional.interpolate(images, (48, 32))
+    options = FAST.get(method, {}) | {"normalize": False}
+    torch.manual_seed(1)
+    found = attribute(model, larger, method, **options)
+    model.set_input_size(img_size=(48, 32))  # type: ignore[operator]
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, attribute(model, larger, method, **options), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", method_names())
 def test_a_map_is_of_its_image_alone_and_no_chunk_changes_it(
     kinds: dict[str, nn.Module], method: str, images: Tensor
 ) -> None:
