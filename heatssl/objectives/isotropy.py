@@ -1,6 +1,6 @@
-"""Two measures of how far embeddings are from being isotropic: of their distribution, and of their covariance alone.
+"""SIGReg: a measure of how far embeddings are from an isotropic Gaussian (LeJEPA, arXiv 2511.08544).
 
-SIGReg asks for an isotropic Gaussian (LeJEPA, arXiv 2511.08544). A distribution is the standard normal when all its projections to a line are (Cramer and Wold). So the
+A distribution is the standard normal when all its projections to a line are (Cramer and Wold). So the
 embeddings are projected to random unit directions, and each projection is held against the normal
 distribution by the test of Epps and Pulley (1983), which compares characteristic functions:
 
@@ -9,15 +9,12 @@ distribution by the test of Epps and Pulley (1983), which compares characteristi
 Stated by the paper and by its authors' code (github.com/rbalestr-lab/lejepa): the test, its weight, 17 knots,
 the factor N, new directions at every step, the same on all devices; in the code also 256 directions, and the
 trapezoidal rule on [0, 3], doubled, as the integrand is even. Ours: the sums over processes with gradients.
-
-:class:`Isotropy` asks for a covariance that is a multiple of the identity, whatever the multiple: the aim of Barlow Twins
-(arXiv 2103.03230) and of VICReg (arXiv 2105.04906), for one view.
 """
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from heatssl.objectives.processes import sum_over_processes, world_size
 
@@ -67,25 +64,3 @@ def unit_vectors(width: int, number: int, like: Tensor, generator: torch.Generat
     if world_size() > 1:
         dist.broadcast(vectors, src=0)
     return F.normalize(vectors, dim=0)
-
-
-class Isotropy(nn.Module):
-    """How unevenly fields of different images differ, once their heat has come to rest in an insulated body.
-
-    There a field is its mean, which is what most evaluations see of an image. Without a word about it, objectives that
-    paint leave a few directions of it that outweigh all others (brightness, hue), and neighbours are found by those.
-
-        D |C / tr C|^2 - 1,   C the covariance of the means: D / K - 1 where K directions vary alike and the others do not
-
-    Zero for a multiple of the identity; D / N for N images of which no direction stands out. Of all processes together.
-    """
-
-    def forward(self, field: Tensor) -> Tensor:
-        """Fields (B, C, h, w) of B images -> scalar, at least 0, the same for every multiple of a field."""
-        means = field.mean(dim=(2, 3))
-        count = torch.ones_like(means[:, :1])
-        total = sum_over_processes(torch.cat([count, means], dim=1).sum(dim=0))
-        apart = means - total[1:] / total[0]
-        covariance = sum_over_processes(apart.mT @ apart)
-        spread = covariance.trace().square().clamp_min(1e-12)
-        return len(covariance) * covariance.square().sum() / spread - 1

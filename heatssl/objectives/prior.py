@@ -4,9 +4,6 @@ The loss of the objective gains weight * (mean over layers of the relative resid
 residual over the variance of the field, each channel about its mean over images and positions. So the weight means
 the same in every layer, and neither a shrinking field nor a large constant in it makes the residual small.
 
-``isotropy`` stands beside the laws: not what a field must be, but that those of different images differ in all directions alike.
-It has no residual; the loss gains weight * its value.
-
 An objective that shows scattered patches, such as MAE, leaves no field but its values at them. The hidden positions are
 then filled in as a body at rest would be (:func:`heatssl.heat.harmonic_weights`), and the law is asked of the whole.
 """
@@ -14,7 +11,6 @@ then filled in as a body at rest would be (:func:`heatssl.heat.harmonic_weights`
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +19,6 @@ from torch import Tensor, nn
 from heatssl import heat
 from heatssl.backbones import as_field, patches_shown
 from heatssl.errors import UserError, did_you_mean
-from heatssl.objectives.isotropy import Isotropy
 from heatssl.objectives.objective import Objective, Outputs
 
 
@@ -53,8 +48,7 @@ class Prior(nn.Module):
 
     Args:
         backbone: a timm model; each layer gets a hook, which costs nothing outside :meth:`begin` and :meth:`add_to`.
-        law: a law of :mod:`heatssl.heat` in snake case, such as ``correlated_laplace``, or ``isotropy``. Each layer has
-            its own.
+        law: a law of :mod:`heatssl.heat` in snake case, such as ``correlated_laplace``. Each layer has its own.
         layers: indices of ``backbone.feature_info`` (the blocks of a transformer, the stages of a convolutional
             model; -1: the last), or the module names that stand there, such as ``blocks.3``.
         weight: of the mean relative residual in the loss.
@@ -108,8 +102,7 @@ class Prior(nn.Module):
                 if not self._fields[name]:
                     raise UserError(f"prior.layers: {name} takes no part in this objective: choose another layer")
                 try:
-                    measure = law if isinstance(law, Isotropy) else partial(relative_residual, law)
-                    values = [measure(field.float()) for field in self._fields[name]]
+                    values = [relative_residual(law, field.float()) for field in self._fields[name]]
                 except ValueError as error:
                     raise UserError(f"prior on {name}: {error}") from error
                 residuals[name] = torch.stack(values).mean()
@@ -179,15 +172,13 @@ def _layer(backbone: Any, layer: int | str) -> dict[str, Any]:
     raise UserError(f"prior.layers: {type(backbone).__name__} has no layer {layer!r}{hint}")
 
 
-def _law(name: str, channels: int, settings: dict[str, Any]) -> nn.Module:
+def _law(name: str, channels: int, settings: dict[str, Any]) -> heat.Law:
     """The law ``heatssl.heat`` exports under this name in camel case; Laplace's alone does not ask for channels."""
-    if name == "isotropy":
-        return Isotropy(**settings)
     laws = {
         re.sub(r"(?<=[a-z])(?=[A-Z])", "_", public).lower(): getattr(heat, public)
         for public in heat.__all__
         if public[0].isupper() and public not in ("Law", "Propagator")
     }
     if name not in laws:
-        raise UserError(f"unknown law {name!r}{did_you_mean(name, [*laws, 'isotropy'])}")
+        raise UserError(f"unknown law {name!r}{did_you_mean(name, laws)}")
     return laws[name](**settings) if name == "laplace" else laws[name](channels, **settings)

@@ -208,11 +208,7 @@ def test_what_is_no_field_is_refused_when_it_is_met():
 @pytest.mark.parametrize("name", PRIORS)
 def test_the_yaml_of_a_prior_is_the_signature_of_its_law(name):
     given = settings(name)
-    weight = 0.003 if name == "isotropy" else 0.01
-    assert (given.pop("name"), given.pop("weight"), given.pop("layers")) == (name, weight, [-1])
-    if name == "isotropy":
-        assert given == {}
-        return
+    assert (given.pop("name"), given.pop("weight"), given.pop("layers")) == (name, 0.01, [-1])
     law = getattr(heat, "".join(part.capitalize() for part in name.split("_")))
     parameters = inspect.signature(law.__init__).parameters.values()
     assert given == {p.name: p.default for p in parameters if p.name not in ("self", "channels")}
