@@ -209,7 +209,7 @@ def test_differences_are_those_that_change_the_result() -> None:
     stored = compose("pretrain", ["recipe=demo"])
     same = compose("pretrain", ["recipe=demo", "output=elsewhere", "data.workers=0", "trainer.log_every=1"])
     assert differences(stored, same) == []
-    other = compose("pretrain", ["recipe=demo", "trainer.steps=10", "objective.law=full"])
+    other = compose("pretrain", ["recipe=demo", "trainer.steps=10", "objective.flow=steady"])
     assert differences(stored, other) == [
         "objective.law=commuting (asked: full)",
         f"trainer.steps={stored.trainer.steps} (asked: 10)",

@@ -17,7 +17,7 @@ TINY = [
         "trainer.knn_every=0",
         "trainer.accelerator=cpu",
         "optimizer.warmup_steps=1",
-        "objective.decoder_width=16",
+        "objective.painter_width=16",
     ),
 ]
 
