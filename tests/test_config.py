@@ -211,7 +211,7 @@ def test_differences_are_those_that_change_the_result() -> None:
     assert differences(stored, same) == []
     other = compose("pretrain", ["recipe=demo", "trainer.steps=10", "objective.flow=steady"])
     assert differences(stored, other) == [
-        "objective.law=commuting (asked: full)",
+        "objective.flow=kernel (asked: steady)",
         f"trainer.steps={stored.trainer.steps} (asked: 10)",
     ]
     deeper = compose("pretrain", ["recipe=demo", "backbone_arguments.qk_norm=true"])
