@@ -1,8 +1,9 @@
 """Small pictures of a finished run for the docs: python tools/figures.py RUN DESTINATION [--no-images].
 
-Writes DESTINATION_curve.png (loss and online kNN), DESTINATION_law.png (image, visible quarter, what the law
-fills in, residual) and DESTINATION_heatmaps.png (the overlays of ``heatssl attribute``). With --no-images the
-law's picture is its residual alone; write the heatmaps by ``heatssl attribute over_image=false`` then.
+Writes DESTINATION_curve.png (loss and online kNN), DESTINATION_law.png (image, visible part, what the law fills in,
+what the mean alone paints, where it does, residual) and DESTINATION_heatmaps.png (the overlays of ``heatssl
+attribute``). With --no-images the law's picture is its residual alone; write the heatmaps by ``heatssl attribute
+over_image=false`` then.
 """
 
 import json
@@ -35,7 +36,7 @@ def curve(run: Path, destination: Path) -> None:
 
 
 def law(run: Path, destination: Path, images: bool) -> None:
-    """One row an image: original, visible quarter, reconstruction, residual of the law; or a row of residuals."""
+    """One row an image: original, visible part, what is painted, residual of the law; or a row of residuals."""
     pictures = np.load(run / "pictures.npz")
     residual = pictures["law_residual"]
     heat = (plt.get_cmap("inferno")(residual / residual.max())[..., :3] * 255).astype(np.uint8)
@@ -43,7 +44,8 @@ def law(run: Path, destination: Path, images: bool) -> None:
     if not images:
         save_grid([[Image.fromarray(cell) for cell in heat]], f"{destination}_law.png")
         return
-    rows = [[pictures["image"][i], pictures["visible"][i], pictures["reconstruction"][i], heat[i]] for i in chosen]
+    shown = [name for name in ("image", "visible", "reconstruction", "from_rest") if name in pictures]
+    rows = [[*(pictures[name][i] for name in shown), heat[i]] for i in chosen]
     save_grid([[Image.fromarray(cell) for cell in row] for row in rows[:COUNT]], f"{destination}_law.png")
 
 

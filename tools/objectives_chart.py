@@ -1,7 +1,7 @@
 """Accuracy against time for every objective, for docs/recipe.md: python tools/objectives_chart.py [DESTINATION].
 
 Left, from benchmarks/results/trials.jsonl: kNN on the way and at the end of trials of equal length and optimiser.
-Right, from benchmarks/results/objectives.jsonl: linear probe over kNN of Benchmark A, where it has rows.
+Then, from benchmarks/results/objectives.jsonl: linear probe over kNN of Benchmark A on Imagenette and on the scenes.
 """
 
 import json
@@ -28,8 +28,10 @@ SHOWN = {  # trials by what they were, with the name in the chart
 }
 
 
+PLAIN = "objective.target=plain"
+NAMES_OF_DATA = {"imagenette": "Imagenette", "shapes": "the scenes"}
 # One colour for each objective in both charts; those that are in the right one only come after the others.
-NAMES = [*SHOWN.values(), "simmim", "lejepa", "qb_heat"]
+NAMES = [*SHOWN.values(), "simmim", "lejepa", "qb_heat", "mae, light decoder, normalised"]
 COLOURS = dict(zip(NAMES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
 
 
@@ -44,15 +46,16 @@ def on_the_way(axis: Axes) -> None:
     axis.legend(fontsize=7, frameon=False)
 
 
-def at_the_end(axis: Axes) -> None:
-    """Linear probe over kNN, one point for each objective."""
+def at_the_end(axis: Axes, data: str) -> None:
+    """Linear probe over kNN, one point for each objective; on the scenes those that paint plain pixels say nothing."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows("objectives.jsonl"):
-        if [row[key] for key in ("data", "minutes", "split")] == ["imagenette", 10, "val"] and row.get("encoder") in (
+        if [row[key] for key in ("data", "minutes", "split")] == [data, 10, "val"] and row.get("encoder") in (
             None,
             "vit",
         ):
-            groups.setdefault(row["objective"], []).append(row)
+            normalised = data == "shapes" and row["objective"].startswith("mae") and PLAIN not in row["settings"]
+            groups.setdefault(row["objective"] + ", normalised" * normalised, []).append(row)
     for objective, group in groups.items():
         knn, linear = (100 * mean(row[key] for row in group) for key in ("knn", "linear"))
         axis.plot(
@@ -62,7 +65,7 @@ def at_the_end(axis: Axes) -> None:
             color=COLOURS.get(objective),
             label=f"{objective} ({len(group)} seed{'s' if len(group) > 1 else ''})",
         )
-    axis.set(title="Benchmark A, val: 10 minutes of two cores", xlabel="kNN, %", ylabel="linear probe, %")
+    axis.set(title=f"Benchmark A, val: {NAMES_OF_DATA[data]}", xlabel="kNN, %", ylabel="linear probe, %")
     if groups:
         axis.legend(fontsize=7, frameon=False)
 
@@ -74,9 +77,10 @@ def rows(file: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     destination = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/objectives.png")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), dpi=100, layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), dpi=100, layout="constrained")
     on_the_way(left)
-    at_the_end(right)
-    for axis in (left, right):
+    at_the_end(middle, "imagenette")
+    at_the_end(right, "shapes")
+    for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(destination, metadata={"Software": None})
