@@ -106,6 +106,8 @@ class HeatCompletion(Objective):
             )
         if parts < 1 or (mask == "random" and parts * self.visible > self.positions):
             raise ValueError(f"{parts} sets of {self.visible} patches do not fit into {self.positions}")
+        if rest_weight < 0:
+            raise ValueError(f"rest_weight={rest_weight} is negative: choose 0 or more")
         if groups < 1 or channels % (2 * groups):
             raise ValueError(f"{channels} channels do not fall into two halves of {groups} groups")
         self.parts = parts
@@ -156,7 +158,7 @@ class HeatCompletion(Objective):
 
     def fill_in(self, values: Tensor, visible: Tensor, asked: Tensor) -> Tensor:
         """The field at the patches asked for: values (B, n, C) at visible (B, n), asked (B, m) -> (B, m, C)."""
-        known, wanted = (self.places(index) for index in (visible, asked))
+        known, wanted = (places(index, self.grid) for index in (visible, asked))
         if self.transport is None:
             return complete(values, self.weights(visible, asked))
         at_rest = complete(self.transport.to_rest(values, known), self.weights(visible, asked))
@@ -166,12 +168,8 @@ class HeatCompletion(Objective):
         """Share of each visible patch in each one asked for: (B, n), (B, m) -> (B, K, m, n)."""
         flow = self.log_flow.exp()
         if self.flow == "kernel":
-            return heat_kernel_weights(self.places(visible), self.places(asked), flow)
+            return heat_kernel_weights(places(visible, self.grid), places(asked, self.grid), flow)
         return harmonic_weights(visible, asked, self.grid, flow)
-
-    def places(self, index: Tensor) -> Tensor:
-        """Positions (..., 2) of patches, see :func:`heatssl.objectives.painting.places`."""
-        return places(index, self.grid)
 
     @torch.no_grad()
     def health(self, outputs: Outputs) -> dict[str, float]:
@@ -195,7 +193,7 @@ class HeatCompletion(Objective):
         values = self.to_field(tokens)
         everywhere = self.everywhere(images)
         filled = self.fill_in(values, visible, everywhere)
-        rest = filled if self.transport is None else self.transport.to_rest(filled, self.places(everywhere))
+        rest = filled if self.transport is None else self.transport.to_rest(filled, places(everywhere, self.grid))
         pictures = {"reconstruction": self.painter(filled)}
         if self.from_rest is not None:
             pictures["from_rest"] = self.from_rest(tokens.mean(dim=1), everywhere)

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from heatssl.backbones import encode_visible, feature_map, geometry, is_token_model
 from heatssl.errors import UserError
-from heatssl.heat import Transport, coordinates
+from heatssl.heat import Transport
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.painting import places
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.targets import rows, to_pixels
 from heatssl.objectives.views import recolour, view_settings
@@ -155,7 +156,7 @@ class HeatJEPA(Objective):
 
     def to_rest(self, values: Tensor, index: Tensor) -> Tensor:
         """Values (B, n, C) at patches (B, n) in the law's frame of rest, (B, n, C): without a law, as they are."""
-        return values if self.transport is None else self.transport.to_rest(values, self.places(index))
+        return values if self.transport is None else self.transport.to_rest(values, places(index, self.grid))
 
     def distance_to_teacher(self, images: Tensor, at_rest: Tensor) -> Tensor:
         """Smooth L1 between what each quarter (4, B, C) says of the other three and what the teacher sees there."""
@@ -177,12 +178,7 @@ class HeatJEPA(Objective):
         """What the heat at rest (B, C) says of every patch, (B, h w, C)."""
         patches = torch.arange(self.grid[0] * self.grid[1], device=at_rest.device).expand(len(at_rest), -1)
         spread = at_rest[:, None].expand(-1, patches.shape[1], -1)
-        return spread if self.transport is None else self.transport.from_rest(spread, self.places(patches))
-
-    def places(self, index: Tensor) -> Tensor:
-        """Positions (..., 2) of patches, from the middle of the grid, so that decays stay balanced."""
-        middle = torch.tensor([self.grid[1] - 1, self.grid[0] - 1], device=index.device) / 2
-        return coordinates(index, self.grid[1]) - middle
+        return spread if self.transport is None else self.transport.from_rest(spread, places(patches, self.grid))
 
     @torch.no_grad()
     def health(self, outputs: Outputs) -> dict[str, float]:

@@ -74,14 +74,10 @@ class RestPainter(nn.Module):
         spread = rest[:, None].expand(-1, index.shape[1], -1)
         if self.table is not None:
             return spread + self.table[index]
-        return spread if self.transport is None else self.transport.from_rest(spread, self.places(index))
-
-    def places(self, index: Tensor) -> Tensor:
-        """Positions (..., 2) of patches, from the middle of the grid, so that decays stay balanced."""
-        return places(index, self.grid)
+        return spread if self.transport is None else self.transport.from_rest(spread, places(index, self.grid))
 
 
 def places(index: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Row-major indices (...) -> positions (..., 2) in patches, x before y, from the middle of the grid."""
+    """Row-major indices (...) -> positions (..., 2), x before y, in patches from the middle: decays stay balanced."""
     middle = torch.tensor([grid[1] - 1, grid[0] - 1], device=index.device) / 2
     return coordinates(index, grid[1]) - middle

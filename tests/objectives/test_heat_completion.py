@@ -145,6 +145,8 @@ def test_everything_learns():
         ({"predicted_ratio": 0.0}, "predicted_ratio"),
         ({"parts": 5}, "do not fit into 16"),
         ({"groups": 5}, "groups"),
+        ({"rest_law": "laplace"}, "commuting, table, free, copy"),
+        ({"rest_weight": -1.0}, "0 or more"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
