@@ -30,6 +30,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "mae, 1 block": {"name": "mae", "decoder_depth": 1},
     "mae, 1 block of 128": {"name": "mae", "decoder_depth": 1, "decoder_width": 128, "decoder_heads": 4},
     "heat_completion": {"name": "heat_completion"},
+    "heat_completion, mean paints nothing": {"name": "heat_completion", "rest_weight": 0.0},
     "heat_completion, linear painter": {"name": "heat_completion", "painter_width": 0},
     "qb_heat": {"name": "qb_heat"},
     "finola": {"name": "finola"},
