@@ -117,9 +117,11 @@ def _has_masks(source: Source) -> bool:
 
 def _too_few(source: Source, metric: str) -> str:
     """Why train has too few images for this measure; empty where it has enough."""
-    labels = source.splits["train"].labels
-    fewest = min(Counter(labels).values())
-    return f"a class has only {fewest} images" if fewest < MEASURES[metric][1].get("shots", 0) else ""
+    shots = MEASURES[metric][1].get("shots")
+    if shots is None:
+        return ""
+    fewest = min(Counter(source.splits["train"].labels).values())
+    return f"a class has only {fewest} images" if fewest < shots else ""
 
 
 def _open(name: str, config: EvaluateConfig) -> Source:

@@ -32,7 +32,7 @@ from heatssl.heat import Transport
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.objective import Objective, Outputs
-from heatssl.objectives.painting import places
+from heatssl.objectives.painting import from_rest, places
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.targets import rows, to_pixels
 from heatssl.objectives.views import recolour, view_settings
@@ -177,8 +177,7 @@ class HeatJEPA(Objective):
     def everywhere(self, at_rest: Tensor) -> Tensor:
         """What the heat at rest (B, C) says of every patch, (B, h w, C)."""
         patches = torch.arange(self.grid[0] * self.grid[1], device=at_rest.device).expand(len(at_rest), -1)
-        spread = at_rest[:, None].expand(-1, patches.shape[1], -1)
-        return spread if self.transport is None else self.transport.from_rest(spread, places(patches, self.grid))
+        return from_rest(at_rest, patches, self.grid, self.transport)
 
     @torch.no_grad()
     def health(self, outputs: Outputs) -> dict[str, float]:

@@ -71,10 +71,14 @@ class RestPainter(nn.Module):
         """The field of heat at rest (B, C) at patches (B, m), in their colours and places: (B, m, C)."""
         if self.maps is not None:
             return torch.einsum("bc,bmcd->bmd", rest, self.maps[index])
-        spread = rest[:, None].expand(-1, index.shape[1], -1)
-        if self.table is not None:
-            return spread + self.table[index]
-        return spread if self.transport is None else self.transport.from_rest(spread, places(index, self.grid))
+        field = from_rest(rest, index, self.grid, self.transport)
+        return field if self.table is None else field + self.table[index]
+
+
+def from_rest(rest: Tensor, index: Tensor, grid: tuple[int, int], transport: Transport | None) -> Tensor:
+    """What heat at rest (B, C) is at patches (B, m), (B, m, C): without a law, the same everywhere."""
+    spread = rest[:, None].expand(-1, index.shape[1], -1)
+    return spread if transport is None else transport.from_rest(spread, places(index, grid))
 
 
 def places(index: Tensor, grid: tuple[int, int]) -> Tensor:
