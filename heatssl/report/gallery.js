@@ -115,7 +115,9 @@ const enlarge = (cell) => {
   one("#full").href = cell.href;
   one("#full").toggleAttribute("download", cell.hasAttribute("download"));
   tell("");
-  if (!dialog.open) dialog.showModal();
+  if (dialog.open) return;
+  dialog.showModal();
+  dialog.querySelector("[type=submit]").focus(); // not by autofocus, which also acts when the page loads
 };
 const neighbour = (cell, right, down) => {
   const row = cell.closest("tr"), cells = all("td", row), at = cells.indexOf(cell.closest("td"));

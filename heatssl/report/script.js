@@ -33,7 +33,9 @@ const enlarge = (index) => {
   target.alt = source.alt;
   target.className = source.className;
   dialog.querySelector("p").textContent = pictures[shown].dataset.caption;
-  if (!dialog.open) dialog.showModal();
+  if (dialog.open) return;
+  dialog.showModal();
+  dialog.querySelector("[type=submit]").focus(); // not by autofocus, which also acts when the page loads
 };
 pictures.forEach((button, index) => button.addEventListener("click", () => enlarge(index)));
 dialog.addEventListener("keydown", (event) => {

@@ -170,6 +170,7 @@ def test_keys_move_open_close_sort_and_find(browser: Browser, page: Path) -> Non
     assert browser.run(focused).startswith("Grad-CAM of val/<b>"), "the end of a row is the end"
     browser.press("Enter")
     assert browser.run("dialog.open") is True
+    assert browser.run("document.activeElement.textContent") == "Close"
     assert browser.run("one('#caption').textContent").endswith("deletion auc 0.4")
     browser.point(".stage .cell", 0.5, 0.5)
     assert browser.wait("one('#value').textContent.includes('of 4 × 4')")
@@ -177,8 +178,8 @@ def test_keys_move_open_close_sort_and_find(browser: Browser, page: Path) -> Non
     assert "completeness error 0.3" in browser.run("one('#caption').textContent")
     assert browser.run("one('#full').href").endswith("/attribution/001_integrated_gradients_90.png")
     browser.press("Escape")
-    assert browser.run("dialog.open") is False
-    assert browser.run(focused).startswith("integrated gradients of val/<b>"), "the focus follows the large picture"
+    browser.wait("!dialog.open")
+    browser.wait(f"{focused}.startsWith('integrated gradients of val/<b>')")  # it follows the large picture
 
     as_explained = _first_column(browser)
     browser.press("s")
