@@ -12,10 +12,20 @@ from heatssl.backbones import create_backbone
 from heatssl.config import PretrainConfig
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives.extrapolation import Extrapolation
-from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.prior import attach_prior
 
-__all__ = ["Extrapolation", "Objective", "Outputs", "attach_prior", "build", "create", "names", "objective_class"]
+__all__ = [
+    "Extrapolation",
+    "Objective",
+    "Outputs",
+    "Story",
+    "attach_prior",
+    "build",
+    "create",
+    "names",
+    "objective_class",
+]
 
 
 def names() -> list[str]:

@@ -31,7 +31,7 @@ from heatssl.heat import (
 )
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.masks import random_blocks, random_parts
-from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.painting import RestLaw, RestPainter, painter, places
 from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
 
@@ -63,6 +63,14 @@ class HeatCompletion(Objective):
         UserError: when the backbone cannot encode single patches.
         ValueError: on an unknown law, or settings that leave nothing visible or hidden, or do not fit the channels.
     """
+
+    story = Story(
+        "What heat fills in",
+        "The encoder saw only the visible patches. Heat flowed from them to the hidden ones, and a small painter made "
+        "pixels of it. What is painted from the mean is what the mean of the visible patches alone, carried to every "
+        "position by the law, knows of the picture: the features that you keep.",
+        {"visible": "visible patches", "reconstruction": "filled in by heat"},
+    )
 
     def __init__(
         self,

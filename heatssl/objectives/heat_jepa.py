@@ -31,7 +31,7 @@ from heatssl.errors import UserError
 from heatssl.heat import Transport
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
-from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.painting import from_rest, places
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.targets import rows, to_pixels
@@ -60,6 +60,14 @@ class HeatJEPA(Objective):
         UserError: when the backbone cannot encode single patches, or the patch grid cannot be quartered.
         ValueError: on settings out of their range.
     """
+
+    story = Story(
+        "What quarters agree on",
+        "The encoder saw each quarter without the others, and what it says of them, its mean, must be what they say. "
+        "Nothing is painted. The residual is each position's squared distance from the mean of all: bright is what the "
+        "other quarters could not have foretold.",
+        {"visible": "one quarter"},
+    )
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from heatssl.backbones import feature_map, geometry
 from heatssl.errors import UserError
 from heatssl.objectives.isotropy import sigreg
-from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.projector import embedding_head
 from heatssl.objectives.views import random_view, view_settings
 
@@ -44,6 +44,8 @@ class LeJEPA(Objective):
         UserError: when the backbone takes no images as small as a local view.
         ValueError: on fewer than one global or two views, a lambda out of range, or views that cannot be drawn.
     """
+
+    story = Story("What is compared", "Two random views of each image: features of the same image must agree.", {})
 
     def __init__(
         self,

@@ -17,6 +17,14 @@ class Outputs(NamedTuple):
     field: Tensor  # (B, C, h, w), detached: the features that the loss was made from; scattered ones (B, C, n, 1)
 
 
+class Story(NamedTuple):
+    """What a report says of an objective's maps."""
+
+    heading: str
+    explanation: str  # sentences
+    captions: dict[str, str]  # of maps that are not called what others call them
+
+
 class Objective(nn.Module):
     """Base of the objectives; each lives in a file of its own under ``heatssl/objectives``, found by its name.
 
@@ -27,6 +35,7 @@ class Objective(nn.Module):
         crops: K random crops of each image in a batch, one after the other: row i K + k is crop k of image i.
         mean, std: of the colour channels, with which the images were normalised; ``objectives.create`` sets them,
             for objectives that change colours.
+        story: of what :meth:`maps` shows.
     """
 
     backbone: nn.Module
@@ -34,6 +43,7 @@ class Objective(nn.Module):
     crops: int = 1
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
+    story: Story = Story("What is filled in", "The encoder saw only the visible part. What was hidden was painted.", {})
 
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S), B a multiple of ``crops`` -> loss, logs and the field behind them."""

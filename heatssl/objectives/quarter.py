@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from heatssl.backbones import encode_block, feature_map, geometry
 from heatssl.heat import Propagator
 from heatssl.objectives.extrapolation import Extrapolation
-from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of the visible quarter
@@ -40,6 +40,13 @@ class Quarter(Objective, ABC):
         UserError: when the patch grid cannot be quartered.
         ValueError: on an unknown target.
     """
+
+    story = Story(
+        "What the law fills in",
+        "The encoder saw only the visible quarter. The law moved its features over the rest of the image, "
+        "and a small decoder turned them into pixels.",
+        {"visible": "visible quarter", "reconstruction": "filled in by the law"},
+    )
 
     def __init__(
         self,

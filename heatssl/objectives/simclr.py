@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones import feature_map, geometry
-from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.projector import embedding_head
 from heatssl.objectives.views import random_view, view_settings
@@ -37,6 +37,8 @@ class SimCLR(Objective):
     Raises:
         ValueError: on a temperature that is not positive, or views that cannot be drawn.
     """
+
+    story = Story("What is compared", "Two random views of each image: features of the same image must agree.", {})
 
     def __init__(
         self,

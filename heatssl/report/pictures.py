@@ -1,7 +1,8 @@
-"""Pictures of a run as data URIs: what the law filled in, and the heatmaps."""
+"""Pictures of a run as data URIs: what its objective saw and made of it, and the heatmaps."""
 
 import base64
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,6 @@ PANELS = {
     "first_view": "one view",
     "second_view": "another view",
 }
-LAW_PANELS = {"visible": "visible quarter", "reconstruction": "filled in by the law"}  # beside a law residual
-REST_PANELS = {"reconstruction": "filled in by heat"}  # beside what is painted from the mean
 
 
 @dataclass
@@ -90,11 +89,11 @@ def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene]
     if residual is not None:
         finite = residual[:count][np.isfinite(residual[:count])]
         high = float(finite.max()) if finite.size else 0.0
-    special = REST_PANELS if "from_rest" in pictures else LAW_PANELS if residual is not None else {}
+    captions = PANELS | story(pictures)[2]
     result = []
     for i in range(count):
         panels = []
-        for name, caption in (PANELS | special).items():
+        for name, caption in captions.items():
             if name not in pictures:
                 continue
             pixels = pictures[name][i]
@@ -115,22 +114,13 @@ def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene]
     return result, ResidualRange("0", f"{high:.3g}", bar)
 
 
-def story(pictures: dict[str, np.ndarray]) -> tuple[str, str]:
-    """Heading and explanation of the pictures, by what there is: a law, another decoder, or views."""
-    if "from_rest" in pictures:
-        return "What heat fills in", (
-            "The encoder saw only the visible patches. Heat flowed from them to the hidden ones, and a small painter "
-            "made pixels of it. From the mean of the visible patches alone, which the law carries to every position, "
-            "another painted the whole picture: what the features that you keep know of it."
-        )
-    if "law_residual" in pictures or not pictures:
-        return "What the law fills in", (
-            "The encoder saw only the visible quarter. The law moved its features over the rest of the image, "
-            "and a small decoder turned them into pixels."
-        )
-    if "reconstruction" in pictures:
-        return "What is filled in", "The encoder saw only the visible part. What was hidden from it was painted."
-    return "What is compared", "Two random views of each image: features of the same image must agree."
+def story(pictures: dict[str, np.ndarray]) -> tuple[str, str, dict[str, str]]:
+    """Heading, explanation and captions of the pictures, as their objective has left them there."""
+    try:
+        told = json.loads(str(pictures["story"]))
+        return str(told["heading"]), str(told["explanation"]), dict(told["captions"])
+    except (KeyError, TypeError, ValueError):
+        return "What the objective saw", "", {}
 
 
 def heatmap_groups(run: RunFolder) -> list[HeatmapGroup]:

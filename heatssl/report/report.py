@@ -79,7 +79,7 @@ def render(run: RunFolder) -> str:
     comparisons = compare(run.results)
     main, more = curves(run.metrics, _expected(run))
     pictures, residual_range = scenes(run.pictures)
-    heading, explanation = story(run.pictures)
+    heading, explanation, _ = story(run.pictures)
     objective = run.config.get("objective")
     return templates.get_template("template.html").render(
         name=run.path.resolve().name,

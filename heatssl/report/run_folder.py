@@ -32,6 +32,7 @@ DIMENSIONS = {  # of pictures.npz
     "first_view": 4,
     "second_view": 4,
     "label": 1,
+    "story": 0,
 }
 
 
@@ -118,7 +119,7 @@ def _read_pictures(run: RunFolder, file: Path) -> None:
     if "image" not in pictures:
         raise ValueError("it holds no 'image'")
     for name, array in pictures.items():
-        if array.ndim != DIMENSIONS[name] or len(array) != len(pictures["image"]):
+        if array.ndim != DIMENSIONS[name] or (array.ndim and len(array) != len(pictures["image"])):
             raise ValueError(f"'{name}' has shape {array.shape}")
         if array.ndim == 4 and (array.dtype != np.uint8 or array.shape[3] != 3):
             raise ValueError(f"'{name}' is not made of 8-bit RGB images")

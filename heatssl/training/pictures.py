@@ -1,5 +1,6 @@
 """pictures.npz: what the objective sees and what it makes of it, for a few images."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def write_pictures(path: Path, objective: Objective, data: ImageData, config: Da
 
     Arrays: ``image`` (N, S, S, 3) uint8 and ``label`` (N,) class names; of those that the objective has:
     ``visible``, ``reconstruction``, ``from_rest``, ``first_view``, ``second_view`` (N, s, s, 3) uint8;
-    ``law_residual`` (N, h, w) float32. Masks and views are the same whenever they are drawn.
+    ``law_residual`` (N, h, w) float32; ``story``, the objective's :class:`heatssl.objectives.Story` as JSON. Masks and
+    views are the same whenever they are drawn.
     """
     chosen = Subset(data, spread_over_classes(data.labels, seed=0)[:count])
     batch = next(iter(eval_loader(chosen, config, batch_size=len(chosen))))
@@ -43,5 +45,6 @@ def write_pictures(path: Path, objective: Objective, data: ImageData, config: Da
     }
     if "law_residual" in maps:
         arrays["law_residual"] = maps["law_residual"].float().cpu().numpy()
+    arrays["story"] = np.array(json.dumps(objective.story._asdict()))
     arrays["label"] = np.array([data.classes[label] for label in batch.labels.tolist()])
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))

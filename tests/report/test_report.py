@@ -1,5 +1,6 @@
 """The page a user gets from a run folder: complete, honest about what is missing, safe to open and share."""
 
+import html
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from heatssl.errors import UserError
+from heatssl.objectives import Story, objective_class
 from heatssl.report import write_report
 
 Make = Callable[..., Any]
@@ -246,27 +248,39 @@ def test_a_report_needs_neither_torch_nor_matplotlib(full_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "heading", "captions"),
+    ("objective", "kept", "heading", "captions"),
     [
-        (("visible", "reconstruction", "law_residual"), "What the law fills in", ["visible quarter", "law residual"]),
-        (("visible", "reconstruction"), "What is filled in", ["visible part", "filled in"]),
         (
+            "qb_heat",
+            ("visible", "reconstruction", "law_residual"),
+            "What the law fills in",
+            ["visible quarter", "filled in by the law", "law residual"],
+        ),
+        ("heat_jepa", ("visible", "law_residual"), "What quarters agree on", ["one quarter", "law residual"]),
+        ("mae", ("visible", "reconstruction"), "What is filled in", ["visible part", "filled in"]),
+        (
+            "heat_completion",
             ("visible", "reconstruction", "from_rest", "law_residual"),
             "What heat fills in",
-            ["visible part", "filled in by heat", "painted from the mean", "law residual"],
+            ["visible patches", "filled in by heat", "painted from the mean", "law residual"],
         ),
-        (("first_view", "second_view"), "What is compared", ["one view", "another view"]),
+        ("simclr", ("first_view", "second_view"), "What is compared", ["one view", "another view"]),
+        (None, ("visible", "law_residual"), "What the objective saw", ["visible part", "law residual"]),
     ],
 )
-def test_objectives_without_a_law_show_what_they_have(
-    full_run: Path, kept: tuple[str, ...], heading: str, captions: list[str]
+def test_each_objective_says_what_its_pictures_show(
+    full_run: Path, objective: str | None, kept: tuple[str, ...], heading: str, captions: list[str]
 ) -> None:
-    pictures = dict(np.load(full_run / "pictures.npz"))
-    pictures |= {"first_view": pictures["image"], "second_view": pictures["visible"], "from_rest": pictures["image"]}
-    chosen = {name: array for name, array in pictures.items() if name in ("image", "label", *kept)}
+    arrays = dict(np.load(full_run / "pictures.npz"))
+    arrays |= {"first_view": arrays["image"], "second_view": arrays["visible"], "from_rest": arrays["image"]}
+    chosen = {name: array for name, array in arrays.items() if name in ("image", "label", *kept)}
+    told = objective_class(objective).story if objective else Story(heading, "", {})
+    if objective:  # runs of earlier versions have none
+        chosen["story"] = np.array(json.dumps(told._asdict()))
     np.savez(full_run / "pictures.npz", **chosen)
     page = write_report(full_run).read_text()
     assert f"<h2>{heading}</h2>" in page
+    assert told.explanation in html.unescape(page)
     for caption in captions:
         assert f"<figcaption>{caption}</figcaption>" in page
     assert page.count("<figure><button") == 2 * (1 + len(kept))
