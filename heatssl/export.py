@@ -1,15 +1,11 @@
 """Backbones as files that outlive a run: safetensors with timm's own keys, and a JSON that describes them."""
 
-import errno
 import json
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -19,6 +15,7 @@ from torch import nn
 from heatssl.backbones import create_backbone
 from heatssl.backbones.create import TIMM_SOURCES
 from heatssl.errors import UserError
+from heatssl.files import write_atomically
 
 FORMAT = "heatssl-backbone-1"
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # files of weights, by the end of their name
@@ -269,52 +266,3 @@ def _image_size(name: str) -> int:
         raise UserError(f"{name} is no folder: give one with config.json and model.safetensors, as timm saves them")
     model: Any = timm.create_model(name, num_classes=0)  # without its weights
     return int(model.pretrained_cfg["input_size"][-1])
-
-
-# ---- files that are whole or untouched
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside ``path`` and move it there: ``path`` always holds the old or the new one, whole.
-
-    Raises:
-        UserError: when the disk is full or cannot be written; the old file is intact then.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
-    with disk_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a :class:`UserError` that names ``path``."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        code = _errno(error)
-        if code in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left on device for {path} (what stood there before is intact): "
-                "free space and run the same command again"
-            ) from error
-        if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
-            reason = os.strerror(code)
-            raise UserError(f"cannot write {path} ({reason}): choose another output=FOLDER") from error
-        raise
-
-
-def _errno(error: BaseException | None) -> int | None:
-    """The errno behind an exception: torch.save hides a failed write behind a RuntimeError of its own."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return None

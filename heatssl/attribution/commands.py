@@ -21,7 +21,7 @@ from heatssl.attribution.target_setting import Wish, read_target
 from heatssl.config import AttributeConfig
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.source import Source, open_source
-from heatssl.export import disk_errors, write_atomically
+from heatssl.files import disk_errors, write_atomically
 
 BRIGHTEST = 0.995  # quantile of a map that gets the brightest colour: one hot pixel must not darken the rest
 

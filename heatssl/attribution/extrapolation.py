@@ -13,7 +13,8 @@ from heatssl.attribution.components import principal_components
 from heatssl.attribution.features import COLOURS, colours
 from heatssl.config_file import load_config
 from heatssl.errors import UserError
-from heatssl.export import first_mismatch, write_atomically
+from heatssl.export import first_mismatch
+from heatssl.files import write_atomically
 from heatssl.objectives import Extrapolation, Objective
 
 

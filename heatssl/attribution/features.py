@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from heatssl.attribution.components import Components, principal_components
 from heatssl.backbones import feature_map
-from heatssl.export import write_atomically
+from heatssl.files import write_atomically
 
 COLOURS = 3  # components that are shown as red, green and blue
 COMPARED = 32  # components that similarities are computed from

@@ -30,7 +30,7 @@ from heatssl.data.decode import decode
 from heatssl.data.folder import images_below
 from heatssl.errors import UserError
 from heatssl.evaluation.source import Source
-from heatssl.export import write_atomically
+from heatssl.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from heatssl.attribution.score import SCORES
 from heatssl.errors import UserError
-from heatssl.export import disk_errors, write_atomically
+from heatssl.files import disk_errors, write_atomically
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from heatssl.evaluation.health import alignment, area_holding, lidar, linear_cka
 from heatssl.evaluation.measure import backbones_of
 from heatssl.evaluation.results import commit, hardware
 from heatssl.evaluation.source import Source, open_source
-from heatssl.export import load_backbone, write_atomically
+from heatssl.export import load_backbone
+from heatssl.files import write_atomically
 from heatssl.heat import Laplace
 from heatssl.objectives.objective import channel_std, rankme
 from heatssl.objectives.prior import relative_residual

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from heatssl.export import write_atomically
+from heatssl.files import write_atomically
 
 
 class Stateful(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor
 import heatssl
 from heatssl.cache_folder import cache_folder
 from heatssl.errors import UserError
-from heatssl.export import write_atomically
+from heatssl.files import write_atomically
 
 MOST_BYTES = 20 * 2**30  # of all files together
 

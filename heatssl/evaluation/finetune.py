@@ -29,7 +29,7 @@ from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, open_source
 from heatssl.evaluation.supervised import Plan, train_on_labels
-from heatssl.export import write_atomically
+from heatssl.files import write_atomically
 
 
 class Classifier(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.errors import UserError
-from heatssl.export import disk_errors, write_atomically
+from heatssl.files import disk_errors, write_atomically
 
 ROWS = 8192  # features that are worked on at a time
 

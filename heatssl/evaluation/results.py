@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from heatssl.errors import UserError
-from heatssl.export import disk_errors, write_atomically
+from heatssl.files import disk_errors, write_atomically
 
 
 @dataclass(frozen=True)

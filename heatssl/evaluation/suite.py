@@ -20,7 +20,8 @@ from heatssl.evaluation.processes import is_first
 from heatssl.evaluation.results import read_results
 from heatssl.evaluation.segment import measure_segment
 from heatssl.evaluation.source import Source, open_source
-from heatssl.export import disk_errors, is_run, run_folder, write_atomically
+from heatssl.export import is_run, run_folder
+from heatssl.files import disk_errors, write_atomically
 
 SEGMENTATION = "segmentation"  # where there are masks
 MEASURES: dict[

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jinja2
 
-from heatssl.errors import UserError
+from heatssl.files import write_atomically
 
 
 def environment() -> jinja2.Environment:
@@ -23,10 +23,4 @@ def write_page(path: Path, page: str) -> None:
     Raises:
         UserError: when it cannot be written; what stood there is intact.
     """
-    half_written = path.with_name(path.name + ".tmp")
-    try:
-        half_written.write_text(page, encoding="utf-8")
-        half_written.replace(path)
-    except OSError as error:
-        half_written.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or fix its permissions") from error
+    write_atomically(path, lambda file: file.write(page.encode()))

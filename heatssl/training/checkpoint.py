@@ -10,7 +10,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from heatssl.config import PretrainConfig
 from heatssl.errors import UserError
-from heatssl.export import BackboneInfo, first_mismatch, keep_backbone, save_backbone, write_atomically
+from heatssl.export import BackboneInfo, first_mismatch, keep_backbone, save_backbone
+from heatssl.files import write_atomically
 from heatssl.training.metrics import Metrics
 from heatssl.training.online_knn import OnlineKnn
 from heatssl.training.stop import StopRequest

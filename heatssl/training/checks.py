@@ -8,7 +8,7 @@ from heatssl.config import PretrainConfig
 from heatssl.config_file import differences, load_config, save_config
 from heatssl.data.crop import check_crop_scale
 from heatssl.errors import UserError
-from heatssl.export import disk_errors
+from heatssl.files import disk_errors
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 SHOWN_DIFFERENCES = 3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heatssl.errors import UserError
-from heatssl.export import write_atomically
+from heatssl.files import write_atomically
 from heatssl.training.metrics import Metrics
 from heatssl.training.schedule import learning_rate
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 
 from heatssl.errors import UserError
-from heatssl.export import disk_errors, write_atomically
+from heatssl.files import disk_errors, write_atomically
 from heatssl.training.stopwatch import TimedLoader
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heatssl.config import DataConfig
 from heatssl.data import ImageData, Subset, denormalise, eval_loader, normalise
-from heatssl.export import write_atomically
+from heatssl.files import write_atomically
 from heatssl.objectives import Objective
 from heatssl.training.spread import spread_over_classes
 

@@ -22,7 +22,8 @@ from heatssl.config import PretrainConfig
 from heatssl.data import ImageData, open_split, train_loader
 from heatssl.errors import UserError, permission_errors
 from heatssl.expected import Expected, expected_of
-from heatssl.export import save_backbone, write_atomically
+from heatssl.export import save_backbone
+from heatssl.files import write_atomically
 from heatssl.training.checkpoint import (
     AtomicCheckpointIO,
     Checkpoints,

@@ -12,7 +12,8 @@ import torch
 
 from heatssl.config import PretrainConfig
 from heatssl.errors import UserError
-from heatssl.export import kept_backbones, load_backbone, write_atomically
+from heatssl.export import kept_backbones, load_backbone
+from heatssl.files import write_atomically
 from heatssl.training import pretrain
 from heatssl.training.run import build_module
 

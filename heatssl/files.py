@@ -1,0 +1,56 @@
+"""Files that are whole or untouched, and what a disk refuses in words that help."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from heatssl.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside ``path`` and move it there: ``path`` always holds the old or the new one, whole.
+
+    Raises:
+        UserError: when the disk is full or cannot be written; the old file is intact then.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into a :class:`UserError` that names ``path``."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        code = _errno(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on device for {path} (what stood there before is intact): "
+                "free space and run the same command again"
+            ) from error
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+            reason = os.strerror(code)
+            raise UserError(f"cannot write {path} ({reason}): choose another output=FOLDER") from error
+        raise
+
+
+def _errno(error: BaseException | None) -> int | None:
+    """The errno behind an exception: torch.save hides a failed write behind a RuntimeError of its own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
