@@ -105,8 +105,9 @@ class _Steps(Sampler[list[_View]]):
                 order = np.resize(order, max(len(order), together))  # tiny data: round and round
             first = step_in_epoch * together + self.rank * self.batch_size
             chosen = order[first : first + self.batch_size].tolist()
-            seed = (self.seed, step, self.rank)
-            yield [_View(index, (*seed, place), self.crops) for place, index in enumerate(chosen)]
+            # An image's place in the whole batch: several processes show the very crops of one.
+            places = enumerate(chosen, start=self.rank * self.batch_size)
+            yield [_View(index, (self.seed, step, 0, place), self.crops) for place, index in places]
 
 
 class _InOrder(Sampler[list[_View]]):

@@ -25,6 +25,7 @@ from heatssl.evaluation.features import evaluation_mode, extract_features
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss, save_probe
 from heatssl.evaluation.measure import Accuracy, backbones_of, result_of
+from heatssl.evaluation.processes import gather, is_first
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, fingerprint
 from heatssl.evaluation.split_features import split_features
@@ -87,7 +88,7 @@ def measure_augmented(source: Source, config: ProbeConfig, *, keep: bool) -> lis
             x, y = extract_features(backbone, chosen, source.data, batch_size=config.batch_size, device=source.device)
             scores = [(accuracy, -loss) for accuracy, loss in (accuracy_and_loss(probe, x, y) for probe in probes)]
             best = max(range(len(rates)), key=scores.__getitem__)
-        if keep and weights == "pretrained":
+        if keep and weights == "pretrained" and is_first():
             path = source.output / "augmented_probe.safetensors"
             save_probe(path, probes[best], train.classes, fingerprint(backbone))
         accuracy, _ = accuracy_and_loss(probes[best], *split_features(backbone, "val", source, config.batch_size))
@@ -110,6 +111,8 @@ def _train(
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             features = pooled_features(backbone, images).float()
+        # The backbone is the cost: each process encodes its share, and all train the same classifiers on the whole.
+        features, labels = (gather(share) for share in (features, labels))
         return torch.stack([F.cross_entropy(logits, labels) for logits in classifiers(features)]).sum()
 
     with evaluation_mode(backbone):

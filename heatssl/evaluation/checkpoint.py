@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
+from heatssl.errors import UserError
+from heatssl.evaluation.processes import is_first, rank_and_world, total
 from heatssl.files import write_atomically
 
 
@@ -20,7 +22,7 @@ class Stateful(Protocol):
 
 
 class Checkpoint:
-    """The state after an epoch, for the very same settings, weights and images.
+    """The state after an epoch, for the very same settings, weights and images; of several processes the first writes.
 
     Args:
         path: of the file.
@@ -32,7 +34,18 @@ class Checkpoint:
         self.path, self.key, self.parts = path, key, parts
 
     def load(self) -> int:
-        """Go on where it stopped; the number of steps that are done."""
+        """Go on where it stopped; the number of steps that are done.
+
+        Raises:
+            UserError: when one of several processes finds another state than the first.
+        """
+        step = self._load()
+        world = rank_and_world()[1]
+        if int(total(torch.tensor(step))) != step * world:
+            raise UserError(f"not all processes find the same {self.path}: give an output that they share")
+        return step
+
+    def _load(self) -> int:
         if not self.path.exists():
             return 0
         found = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -40,15 +53,19 @@ class Checkpoint:
             return 0
         for name, part in self.parts.items():
             part.load_state_dict(found[name])
-        print(f"going on from step {found['step']} of {self.path}", flush=True)
+        if is_first():
+            print(f"going on from step {found['step']} of {self.path}", flush=True)
         return int(found["step"])
 
     def save(self, step: int) -> None:
         """Whole or not at all."""
+        if not is_first():
+            return
         state = {"key": self.key, "step": step} | {name: part.state_dict() for name, part in self.parts.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def remove(self) -> None:
         """The training is over."""
-        self.path.unlink(missing_ok=True)
+        if is_first():
+            self.path.unlink(missing_ok=True)

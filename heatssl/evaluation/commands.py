@@ -95,7 +95,7 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     """
     _check_probe(config)
     augmented = config.protocol == "mae"
-    source = open_source(config, cache=config.cache, several=not augmented)
+    source = open_source(config, cache=config.cache, several=True)
     measure = measure_augmented if augmented else measure_probe
     return finish(source, measure(source, config, keep=True))
 

@@ -26,6 +26,7 @@ from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
+from heatssl.evaluation.processes import is_first, parallel, rank_and_world, total
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, open_source
 from heatssl.evaluation.supervised import Plan, train_on_labels
@@ -61,19 +62,20 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
         UserError: on input that cannot work.
     """
     _check_settings(config)
-    source = open_source(config)
+    source = open_source(config, several=True)
     # The colours that a run changed belong to its objective: a label may hang on them.
     data = dataclasses.replace(source.data, crop_scale=config.crop_scale, colour_jitter=0.0, grey=0.0)
     train, val = source.splits["train"], source.splits["val"]
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):
         start = time.perf_counter()
+        torch.manual_seed(config.seed)  # of the head's first weights
         model = Classifier(_with_drop_path(backbone, source, config.drop_path), len(train.classes))
         classifier = fit(model, train, data, config, source, weights)
         results.append(
             _result(weights, accuracy(classifier, val, data, source.device), source, config, train, val, start)
         )
-        if len(results) == 1:
+        if len(results) == 1 and is_first():
             _save(source.output / "finetuned.safetensors", classifier, train.classes)
     return finish(source, results)
 
@@ -106,7 +108,7 @@ def fit(
 ) -> nn.Module:
     """Train on the source's device; the averaged weights, or the last where there is no average."""
     device = source.device
-    model.to(device).train()
+    shared = parallel(model.to(device).train())
     optimizer = timm_optimizer(model, config)
     average = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
     mixes = config.mixup > 0 or config.cutmix > 0
@@ -117,9 +119,9 @@ def fit(
         images, labels = images[:kept], labels[:kept]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if not mixes:
-                return F.cross_entropy(model(images).float(), labels, label_smoothing=config.smoothing)
+                return F.cross_entropy(shared(images).float(), labels, label_smoothing=config.smoothing)
             images, soft = mix(images, labels)
-            return -(soft * F.log_softmax(model(images).float(), dim=1)).sum(dim=1).mean()
+            return -(soft * F.log_softmax(shared(images).float(), dim=1)).sum(dim=1).mean()
 
     parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
     if average is not None:
@@ -152,15 +154,18 @@ def timm_optimizer(model: Classifier, config: FinetuneConfig) -> torch.optim.Ada
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torch.device) -> float:
-    """Share of images, centre-cropped, that get their label."""
-    right = total = 0
+    """Share of images, centre-cropped, that get their label; of several processes each sees its share of the images."""
+    rank, world = rank_and_world()
+    loader = eval_loader(data, config, batch_size=256, rank=rank, world=world)
+    right = torch.zeros(2, dtype=torch.long)  # and how many there are
     with evaluation_mode(model):
-        for batch in tqdm(eval_loader(data, config, batch_size=256), desc="val", delay=2, leave=False, disable=None):
+        for batch in tqdm(loader, desc="val", delay=2, leave=False, disable=None if is_first() else True):
             if len(batch.images):
                 logits = model(normalise(batch.images.to(device), config))
-                right += int((logits.argmax(dim=1).cpu() == batch.labels).sum())
-                total += len(batch.labels)
-    return right / max(1, total)
+                found = logits.argmax(dim=1).cpu() == batch.labels
+                right += torch.tensor([int(found.sum()), len(found)])
+    found, count = total(right).tolist()
+    return found / max(1, count)
 
 
 def _save(path: Path, model: nn.Module, classes: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Several processes that torchrun has started: each takes its share of the images, and all end with the same numbers.
 
-Features are exchanged between the processors' memories, by gloo, whatever the device that has made them.
+Features are exchanged between the processors' memories, by gloo, whatever the device that has made them; gradients
+between the devices.
 """
 
 import atexit
@@ -9,7 +10,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 _PATIENCE = timedelta(days=1)  # one process may have slower files than the others
 _joined: list[bool] = []
@@ -23,7 +25,8 @@ def launched() -> int:
 def join() -> None:
     """Meet the others, where there are any; once is enough."""
     if launched() > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backends, timeout=_PATIENCE)
         atexit.register(dist.destroy_process_group)
         _joined.append(True)
 
@@ -41,11 +44,12 @@ def is_first() -> bool:
 def gather(share: Tensor) -> Tensor:
     """Shares (n_r, ...) of all processes, one below the other in the order of ranks, on every process.
 
-    Shares are on the CPU and may differ in their number of rows; one without any row needs no other dimensions.
+    Shares may differ in their number of rows; one without any row needs no other dimensions.
     """
     rank, world = rank_and_world()
     if world == 1:
         return share
+    device, share = share.device, share.cpu()
     shapes: list[torch.Size] = [share.shape] * world
     dist.all_gather_object(shapes, share.shape)
     rows = [shape[0] for shape in shapes]
@@ -56,7 +60,7 @@ def gather(share: Tensor) -> Tensor:
             part.copy_(share)
         if len(part):
             dist.broadcast(part, src=source)
-    return whole
+    return whole.to(device)
 
 
 def total(values: Tensor) -> Tensor:
@@ -69,3 +73,9 @@ def total(values: Tensor) -> Tensor:
 def everywhere(here: bool) -> bool:
     """Whether it is so on all processes."""
     return int(total(torch.tensor(int(here)))) == rank_and_world()[1]
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model with gradients that are the mean over all processes; it has the weights of the first."""
+    # A static graph may have weights that no output hangs on, such as a pooling layer that nobody asks.
+    return DistributedDataParallel(model, static_graph=True) if _joined else model

@@ -117,7 +117,9 @@ def open_source(
             several processes for a command of one.
     """
     if processes.launched() > 1 and not several:
-        raise UserError("this runs in one process: start it without torchrun, which knn, probe and evaluate can share")
+        raise UserError(
+            "this runs in one process: start it without torchrun, which knn, probe, finetune and evaluate can share"
+        )
     processes.join()
     backbone, info = load_backbone(config.run)
     folder = run_folder(config.run) if is_run(config.run) else None

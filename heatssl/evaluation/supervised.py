@@ -13,6 +13,7 @@ from heatssl.config import DataConfig
 from heatssl.data import BadFiles, ImageData, augment, normalise, steps_per_epoch, train_loader
 from heatssl.errors import UserError
 from heatssl.evaluation.checkpoint import Checkpoint
+from heatssl.evaluation.processes import is_first, rank_and_world
 from heatssl.schedule import warmup_cosine
 
 
@@ -22,7 +23,7 @@ class Plan:
 
     epochs: int
     warmup_epochs: float
-    batch_size: int
+    batch_size: int  # of all processes together
     seed: int  # of order, crops, and all that is drawn in a step
     gradient_clip: float = 0.0  # largest gradient norm; 0: none
 
@@ -41,30 +42,38 @@ def train_on_labels(
 ) -> None:
     """Minimise ``loss`` of augmented, normalised images (B, 3, S, S) and labels (B,).
 
+    Of several processes each meets its share of every batch; ``loss`` sees to it that their gradients become one.
+
     The learning rate of each group (times its ``lr_scale``, where it has one) is its peak, after a linear warm-up; half
     a cosine takes it to zero. After every epoch the state is written; it is removed when all is done.
 
     Raises:
-        UserError: when the loss is not finite, or too many files cannot be read.
+        UserError: when the loss is not finite, too many files cannot be read, or processes cannot share a batch.
     """
+    rank, world = rank_and_world()
+    if plan.batch_size % (2 * world) and world > 1:
+        raise UserError(f"{world} processes cannot share {plan.batch_size} images in pairs: choose another batch_size")
     per_epoch = steps_per_epoch(images, plan.batch_size)
     steps = per_epoch * plan.epochs
     warmup = min(round(plan.warmup_epochs * per_epoch), steps - 1)
     peaks = [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = checkpoint.load()
-    loader = train_loader(images, data, batch_size=plan.batch_size, seed=plan.seed, start_step=first)
+    share = plan.batch_size // world
+    loader = train_loader(images, data, batch_size=share, seed=plan.seed, start_step=first, rank=rank, world=world)
     bad = BadFiles(data.bad_fraction)
-    with tqdm(total=steps, initial=first, desc=name, unit="step", delay=2, leave=False, disable=None) as bar:
+    hidden = None if is_first() else True
+    with tqdm(total=steps, initial=first, desc=name, unit="step", delay=2, leave=False, disable=hidden) as bar:
         for step, batch in zip(range(first, steps), loader, strict=False):
             bad.update(batch)
             if len(batch.images) < 2:
                 raise UserError(f"hardly an image of step {step} can be read ({batch.bad[0]}): replace it")
             torch.manual_seed(plan.seed + step)
+            torch.rand(rank * share)  # flips of the images before: each image is shown as one process would show it
             np.random.seed((plan.seed + step) % 2**32)  # noqa: NPY002 (timm's mixup draws from it)
-            share = warmup_cosine(step, warmup, steps)
+            height = warmup_cosine(step, warmup, steps)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
+                group["lr"] = peak * height
             shown = normalise(augment(batch.images.to(device), data), data)
             found = loss(shown, batch.labels.to(device))
             if not torch.isfinite(found):

@@ -11,6 +11,7 @@ from heatssl.cli import main
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.config_file import load_config
 from heatssl.data import open_split
+from heatssl.errors import UserError
 from heatssl.evaluation import finetune, run_finetune
 from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.finetune import Classifier, timm_optimizer
@@ -130,3 +131,19 @@ def test_convolutional_models_and_the_command_line(tmp_path, capsys):
 def test_what_cannot_work_is_named(run, capsys, words, message):
     assert main(["finetune", f"run={run}", "workers=0", "epochs=3", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_processes_that_cannot_share_a_batch_say_so(run, monkeypatch):
+    monkeypatch.setattr("heatssl.evaluation.supervised.rank_and_world", lambda: (0, 3))
+    with pytest.raises(UserError, match="3 processes cannot share 16 images in pairs: choose another batch_size"):
+        run_finetune(FinetuneConfig(run=str(run), **QUICK))
+
+
+def test_processes_that_find_different_states_do_not_go_on(tmp_path, monkeypatch):
+    """A folder that only the first can see: the others would begin again, and all would wait for each other."""
+    kept = Checkpoint(tmp_path / "state.ckpt", "key", {"model": torch.nn.Linear(2, 2)})
+    kept.save(5)
+    monkeypatch.setattr("heatssl.evaluation.checkpoint.rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr("heatssl.evaluation.checkpoint.total", lambda step: step + 0)
+    with pytest.raises(UserError, match=r"not all processes find the same .*state\.ckpt"):
+        kept.load()

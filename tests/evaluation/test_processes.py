@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from heatssl.cli import main
@@ -42,7 +43,34 @@ def test_two_processes(
         assert torch.equal(*features)
 
 
-@pytest.mark.parametrize("command", [["finetune"], ["segment"], ["health"], ["probe", "protocol=mae"]])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["finetune", "mixup=0", "cutmix=0", "drop_path=0", "epochs=2"], "finetuned.safetensors"),
+        (["probe", "protocol=mae", "epochs=2", "grid=[0.1,1.0]"], "augmented_probe.safetensors"),
+    ],
+)
+def test_two_processes_train_as_one(
+    command: list[str], kept: str, run: Path, tmp_path: Path, python: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with its share of every batch. Mixtures are each process's own, so there are none here."""
+    command = [*command, f"run={run}", "workers=0", "batch_size=16", "random_init=false", "data=shapes"]
+    command += ["data.train_size=64", "data.val_size=40"]
+    assert main([*command, f"output={tmp_path / 'one'}"]) == 0
+    spoken = capsys.readouterr().out
+    words = [python, *TORCHRUN, *command, f"output={tmp_path / 'two'}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(spoken.splitlines()), "only the first process speaks"
+    one, two = (safetensors.torch.load_file(tmp_path / name / kept) for name in ("one", "two"))
+    untrained = safetensors.torch.load_file(run / "backbone.safetensors")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        assert not torch.equal(value, untrained.get(key.removeprefix("backbone."), torch.zeros_like(value))), key
+
+
+@pytest.mark.parametrize("command", [["segment"], ["health"]])
 def test_a_command_of_one_process_says_so(
     command: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
