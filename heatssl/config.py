@@ -82,7 +82,7 @@ class PretrainConfig:
     backbone: str = "vit_tiny_patch16_224"  # any timm name
     backbone_arguments: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
     data: DataConfig = field(default_factory=DataConfig)
-    objective: dict[str, Any] = field(default_factory=lambda: {"name": "heat_jepa"})
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "heat_completion"})
     prior: dict[str, Any] = field(default_factory=lambda: {"name": "none"})  # a law on intermediate layers
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

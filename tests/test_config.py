@@ -61,6 +61,25 @@ def test_a_recipe_opens_with_what_one_wants_to_know_before_starting_it(recipe: s
         assert heading in comments, f"{recipe}.yaml does not say {heading!r}"
 
 
+@pytest.mark.parametrize(
+    ("words", "objective", "target"),
+    [
+        ([], "heat_completion", "plain"),
+        (["data=shapes", "objective.rest_weight=2.0"], "heat_completion", "plain"),
+        (["data=folder", "data.root=/images"], "heat_jepa", None),
+        (["data=tar", "data.root=/images.tar", "objective.temperature=0.2"], "heat_jepa", None),
+        (["data=folder", "data.root=/images", "objective=heat_completion"], "heat_completion", "normalised"),
+        (["recipe=qb_heat"], "qb_heat", "plain"),
+    ],
+)
+def test_the_objective_follows_the_data_unless_another_is_named(
+    words: list[str], objective: str, target: str | None
+) -> None:
+    """No single one wins on photographs and on scenes (docs/recipe.md)."""
+    chosen = compose("pretrain", words).objective
+    assert (chosen["name"], chosen.get("target")) == (objective, target)
+
+
 def test_demo_is_the_demo_recipe() -> None:
     assert compose("demo", ["seed=3"]) == compose("pretrain", ["recipe=demo", "seed=3"])
 
@@ -103,13 +122,13 @@ def test_home_is_expanded_where_the_shell_does_not() -> None:
         ("recipie=demo", "did you mean 'recipe'?"),
         ("optimizer.zzz=3", "optimizer has name, learning_rate"),
         ("zzz=3", "heatssl pretrain --help"),
-        ("objective.temperatur=3", "did you mean 'objective.temperature'?"),
-        ("objective={temperatur: 3}", "did you mean 'objective.temperature'?"),
-        ("objective.foo=3", "objective has name, against_collapse"),
-        ("objective.against_collapse=3", "objective.against_collapse=3: expected a word, such as contrast"),
+        ("objective.visible_rati=1", "did you mean 'objective.visible_ratio'?"),
+        ("objective={visible_rati: 1}", "did you mean 'objective.visible_ratio'?"),
+        ("objective.foo=3", "objective has name, mask"),
+        ("objective.mask=3", "objective.mask=3: expected a word, such as random"),
         (
-            "objective.temperature=warm",
-            "objective.temperature=warm: expected a number, such as 0.1",
+            "objective.visible_ratio=warm",
+            "objective.visible_ratio=warm: expected a number, such as 0.25",
         ),
         ("objective=qb_heap", "did you mean qb_heat? choose one of"),
         ("prior=laplas", "did you mean laplace? choose one of"),

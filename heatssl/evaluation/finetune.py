@@ -157,15 +157,15 @@ def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torc
     """Share of images, centre-cropped, that get their label; of several processes each sees its share of the images."""
     rank, world = rank_and_world()
     loader = eval_loader(data, config, batch_size=256, rank=rank, world=world)
-    right = torch.zeros(2, dtype=torch.long)  # and how many there are
+    counts = torch.zeros(2, dtype=torch.long)  # of right answers, and of images
     with evaluation_mode(model):
         for batch in tqdm(loader, desc="val", delay=2, leave=False, disable=None if is_first() else True):
             if len(batch.images):
                 logits = model(normalise(batch.images.to(device), config))
-                found = logits.argmax(dim=1).cpu() == batch.labels
-                right += torch.tensor([int(found.sum()), len(found)])
-    found, count = total(right).tolist()
-    return found / max(1, count)
+                right = logits.argmax(dim=1).cpu() == batch.labels
+                counts += torch.tensor([int(right.sum()), len(right)])
+    answered, images = total(counts).tolist()
+    return answered / max(1, images)
 
 
 def _save(path: Path, model: nn.Module, classes: list[str]) -> None:
