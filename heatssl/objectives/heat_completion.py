@@ -38,6 +38,10 @@ from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixe
 Mask = Literal["random", "block"]
 Flow = Literal["kernel", "steady"]
 Target = Literal["normalised", "plain"]
+FROM_REST = (
+    "What is painted from the mean is all that the mean of the visible patches, carried to every position, knows of "
+    "the picture: the features that you keep."
+)
 
 
 class HeatCompletion(Objective):
@@ -67,8 +71,7 @@ class HeatCompletion(Objective):
     story = Story(
         "What heat fills in",
         "The encoder saw only the visible patches. Heat flowed from them to the hidden ones, and a small painter made "
-        "pixels of it. What is painted from the mean is what the mean of the visible patches alone, carried to every "
-        "position by the law, knows of the picture: the features that you keep.",
+        "pixels of it.",
         {"visible": "visible patches", "reconstruction": "filled in by heat"},
     )
 
@@ -131,6 +134,7 @@ class HeatCompletion(Objective):
         self.rest_weight = rest_weight
         self.from_rest: RestPainter | None = None
         if rest_weight:
+            self.story = self.story._replace(explanation=f"{self.story.explanation} {FROM_REST}")
             self.from_rest = RestPainter(grid.channels, channels, self.grid, painter_width, 3 * self.patch**2, rest_law)
 
     def forward(self, images: Tensor) -> Outputs:

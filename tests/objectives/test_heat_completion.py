@@ -157,3 +157,9 @@ def test_bad_settings_are_named(settings, message):
 def test_a_convolutional_backbone_is_refused():
     with pytest.raises(UserError, match="objective=qb_heat"):
         objectives.create({"name": "heat_completion"}, create_backbone("test_resnet", 64), 64)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_what_it_tells_of_its_pictures_is_what_there_is(weight):
+    objective = tiny(rest_weight=weight)
+    assert ("from_rest" in objective.maps(torch.randn(2, 3, 32, 32))) == ("mean" in objective.story.explanation)
