@@ -159,6 +159,7 @@ class DetectConfig(EvaluationConfig):
     batch_size: int = 16  # images per step
     learning_rate: float = 1.0e-3  # peak, for this batch size: not rescaled
     weight_decay: float = 0.05
+    shrinkage: float = 1.0  # of the channels' correlations: 1 standardises the maps, towards 0 whitens them
     flip: bool = True  # learn from mirror images as well
     random_init: bool = True
 

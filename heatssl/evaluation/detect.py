@@ -51,6 +51,8 @@ def _check_settings(config: DetectConfig) -> None:
         raise UserError("epochs and batch_size must be at least 1")
     if config.learning_rate <= 0 or config.weight_decay < 0:
         raise UserError("learning_rate must be over 0, and weight_decay not negative")
+    if not 0 < config.shrinkage <= 1:
+        raise UserError(f"shrinkage={config.shrinkage:g} must be over 0, whitened, and at most 1, standardised")
 
 
 def _measure(
@@ -75,16 +77,18 @@ def _measure(
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        shrinkage=config.shrinkage,
         seed=config.seed,
         checkpoint=partial(Checkpoint, source.output / f"detect_{weights}.ckpt", key),
     )
     scores = average_precision(find_boxes(detector, tested, config.batch_size), true_boxes(val.boxes, size))
+    prepared = f" whitened, correlations shrunk by {config.shrinkage:g}" if config.shrinkage < 1 else ""
     mirrored = ", mirror images as well" if config.flip else ""
     about = (
         f"of {len(train.classes)} classes; FCOS of width {config.width} over a simple feature pyramid of scales "
         f"{', '.join(f'{scale:g}' for scale in config.scales)}, AdamW {config.learning_rate:g}, weight decay "
         f"{config.weight_decay:g}, {config.epochs} epochs in batches of {config.batch_size}{mirrored}; "
-        f"frozen feature maps ({' x '.join(map(str, learned.shape))})"
+        f"frozen feature maps{prepared} ({' x '.join(map(str, learned.shape))})"
     )
     told = {
         "AP": (scores.ap, "COCO's average precision, mean over IoU 0.5 to 0.95,"),

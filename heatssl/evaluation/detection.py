@@ -11,11 +11,11 @@ from heatssl.errors import UserError
 from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.detector import Detector
 from heatssl.evaluation.frozen_maps import FrozenMaps
-from heatssl.evaluation.linear import moments
+from heatssl.evaluation.whitening import Whitening
 
 WARMUP = 0.1  # share of all steps
 GRADIENT_CLIP = 10.0  # largest norm: far above that of training that goes well
-STATISTICS = 1000  # images from which mean and deviation of the channels are taken
+STATISTICS = 1000  # images from which mean and correlations of the channels are taken
 
 
 def train_detector(
@@ -29,10 +29,11 @@ def train_detector(
     batch_size: int,
     learning_rate: float,
     weight_decay: float,
+    shrinkage: float,
     seed: int,
     checkpoint: Callable[[Mapping[str, Stateful]], Checkpoint] | None = None,
 ) -> Detector:
-    """FCOS on standardised channels, AdamW, learning rate up in a tenth of the steps and down a cosine to zero.
+    """FCOS, AdamW, learning rate up in a tenth of the steps and down a cosine to zero.
 
     Args:
         maps: of the images to learn from.
@@ -44,6 +45,8 @@ def train_detector(
         batch_size: images per step.
         learning_rate: peak.
         weight_decay: of matrices and convolutions.
+        shrinkage: of the channels' correlations before they are whitened, see
+            :class:`heatssl.evaluation.whitening.Whitening`; 1: channels are standardised.
         seed: of first weights and order; the result depends on nothing else.
         checkpoint: from what changes in training to where its state is written after each epoch, and read from.
 
@@ -55,7 +58,9 @@ def train_detector(
     sample = torch.cat([part.cpu() for _, part in maps.batches(order[:STATISTICS], batch_size)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = Detector(*moments(sample), classes, size, width=width, scales=scales).to(device)
+        detector = Detector(maps.shape[0], Whitening(sample, shrinkage), classes, size, width=width, scales=scales).to(
+            device
+        )
     optimizer = torch.optim.AdamW(_groups(detector, weight_decay), learning_rate)
     per_epoch = -(-len(maps) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -59,8 +59,8 @@ class Detector(FCOS):
     """Boxes from frozen maps: torchvision's FCOS with maps in the place of images.
 
     Args:
-        mean: of each channel of the maps, (C,).
-        std: its deviation, (C,).
+        channels: C of the maps.
+        prepare: what is done to the maps first, (B, C, h, w) -> same; it is not trained.
         classes: number K of classes.
         size: side S of the images in pixels; maps are h x h, their stride is S / h.
         width: channels of pyramid and head, a multiple of 32.
@@ -70,18 +70,14 @@ class Detector(FCOS):
         UserError: on a width or scales that cannot work.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
-        self, mean: Tensor, std: Tensor, classes: int, size: int, *, width: int, scales: Sequence[float]
+        self, channels: int, prepare: nn.Module, classes: int, size: int, *, width: int, scales: Sequence[float]
     ) -> None:
         check_detector(width, scales)
-        super().__init__(SimplePyramid(len(mean), width, scales), classes, score_thresh=SCORE_THRESHOLD)
+        super().__init__(SimplePyramid(channels, width, scales), classes, score_thresh=SCORE_THRESHOLD)
+        self.prepare = prepare
         self.size = size
         self.scales = tuple(scales)
-        self.register_buffer("mean", mean[:, None, None])
-        self.register_buffer("std", std[:, None, None])
 
     def losses(self, maps: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The three losses of FCOS, by name: the two of equation 2, and that of centre-ness (equation 3).
@@ -106,7 +102,7 @@ class Detector(FCOS):
 
     def _read(self, maps: Tensor) -> tuple[dict[str, Tensor], Tensor, list[int]]:
         """The head's outputs at all positions, where these are, and how many each level has."""
-        levels = self.backbone((maps.to(self.mean) - self.mean) / self.std)
+        levels = self.backbone(self.prepare(maps))
         stride = self.size / maps.shape[3]
         places = [
             locations(level.shape[2], level.shape[3], stride / scale)

@@ -49,15 +49,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     positions = x[0, 0].numel()
     chunks, count = x.split(max(1, ROWS // positions)), len(x) * positions
-    mean = torch.stack([_rows(chunk).sum(dim=0) for chunk in chunks]).sum(dim=0) / count
-    squares = torch.stack([(_rows(chunk) - mean).square().sum(dim=0) for chunk in chunks])
+    mean = torch.stack([as_rows(chunk).sum(dim=0) for chunk in chunks]).sum(dim=0) / count
+    squares = torch.stack([(as_rows(chunk) - mean).square().sum(dim=0) for chunk in chunks])
     std = (squares.sum(dim=0) / count).sqrt()
     # Rounding noise of a constant channel must not be blown up to unit size.
     std = torch.where(std > 1e-6 * (mean.abs() + std.mean()), std, 1.0)
     return mean.float(), std.float()
 
 
-def _rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """One row for each image or position: (N, C, ...) -> (n, C), in float64."""
     return x.double().movedim(1, -1).flatten(0, -2)
 

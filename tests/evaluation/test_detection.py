@@ -24,11 +24,12 @@ from heatssl.evaluation.detection import true_boxes
 from heatssl.evaluation.detector import SimplePyramid, locations
 from heatssl.evaluation.frozen_maps import FrozenMaps
 from heatssl.evaluation.source import fingerprint
+from heatssl.evaluation.whitening import Whitening
 
 CPU = torch.device("cpu")
 SMALL = {"width": 32, "scales": [2.0, 1.0], "learning_rate": 3e-3}
 QUICK = {**SMALL, "workers": 0, "epochs": 2}
-SETTINGS = {**SMALL, "weight_decay": 0.05, "seed": 0}
+SETTINGS = {**SMALL, "weight_decay": 0.05, "shrinkage": 1.0, "seed": 0}
 
 
 def tiny_vit(seed: int = 3) -> torch.nn.Module:
@@ -127,7 +128,7 @@ def test_levels_and_their_places_of_any_backbone(name: str, arguments: dict, siz
     assert [tuple(level.shape) for level in pyramid(batch.float())] == [
         (2, 32, edge, edge) for edge in (4 * side, 2 * side, side, half)
     ]
-    detector = Detector(torch.zeros(channels), torch.ones(channels), 3, size, width=32, scales=(4, 2, 1, 0.5))
+    detector = Detector(channels, Whitening(batch, 0.1), 3, size, width=32, scales=(4, 2, 1, 0.5))
     outputs, places, counts = detector._read(batch)
     assert counts == [16 * side**2, 4 * side**2, side**2, half**2]
     assert outputs["cls_logits"].shape == (2, sum(counts), 3)
@@ -292,6 +293,7 @@ def test_the_command_on_annotated_images(run: Path, tmp_path: Path, capsys) -> N
         (["scales=[]"], "must be powers of two"),
         (["epochs=0"], "epochs and batch_size must be at least 1"),
         (["learning_rate=0"], "learning_rate must be over 0"),
+        (["shrinkage=0"], "shrinkage=0 must be over 0, whitened, and at most 1, standardised"),
         (["learning_rate=1e30", "random_init=false"], "lower learning_rate"),
     ],
 )
