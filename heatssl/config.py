@@ -112,6 +112,7 @@ class KnnConfig(EvaluationConfig):
 
     k: Any = 20  # neighbours; a list such as [10,20,50,100,200] gives one row each, found in one pass
     temperature: float | None = 0.07  # null: plain majority vote
+    shrinkage: float | None = None  # null: features as they are; 1 standardises them, towards 0 whitens them
     random_init: bool = True  # the same protocol on the same architecture with random weights, beside it
     cache: bool = True  # keep features in ~/.cache/heatssl/features ($XDG_CACHE_HOME/heatssl/features), at most 20 GiB
 

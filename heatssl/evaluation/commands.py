@@ -20,6 +20,7 @@ from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, fingerprint, open_source
 from heatssl.evaluation.split_features import split_features, split_maps
 from heatssl.evaluation.token_probe import BATCH, EPOCHS, HEADS, token_probe, trial_epochs
+from heatssl.evaluation.whitening import Whitening, check_shrinkage, preparation
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]  # train_x, train_y, test_x, test_y
 
@@ -49,6 +50,9 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
     """What :func:`run_knn` prints and keeps, of a source that is open."""
     ks = neighbours(config)
     check_neighbours(ks, len(source.splits["train"]), config.temperature)
+    if config.shrinkage is not None:
+        check_shrinkage(config.shrinkage)
+    features_are = f"mean-pooled frozen features{preparation(config.shrinkage)}"
     vote = "majority vote" if config.temperature is None else f"votes exp(cosine / {config.temperature:g})"
     rank, world = rank_and_world()
     place = _place(source)
@@ -57,10 +61,14 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
         start = time.perf_counter()
         train_x, train_y = split_features(backbone, "train", source, config.batch_size)
         test_x, test_y = (part.to(place) for part in split_features(backbone, "val", source, config.batch_size))
-        features = (unit_bank(train_x, place), train_y.to(place), test_x, test_y)
+        prepare = None
+        if config.shrinkage is not None:
+            prepare = Whitening(train_x, config.shrinkage).to(place)
+            test_x = prepare(test_x)
+        features = (unit_bank(train_x, place, prepare), train_y.to(place), test_x, test_y)
         found = knn_accuracies(*features, ks, config.temperature, rank=rank, world=world)
         for k, accuracy in zip(ks, found, strict=True):
-            about = f"{k} nearest neighbours by cosine, {vote}; mean-pooled frozen features"
+            about = f"{k} nearest neighbours by cosine, {vote}; {features_are}"
             settings = dataclasses.replace(config, k=k)
             sizes = (len(train_y), len(test_y))
             metric = f"{k}-NN" if isinstance(config.k, list) else "knn"

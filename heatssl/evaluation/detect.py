@@ -16,6 +16,7 @@ from heatssl.evaluation.frozen_maps import FrozenMaps
 from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.whitening import check_shrinkage, preparation
 
 
 @permission_errors()
@@ -51,8 +52,7 @@ def _check_settings(config: DetectConfig) -> None:
         raise UserError("epochs and batch_size must be at least 1")
     if config.learning_rate <= 0 or config.weight_decay < 0:
         raise UserError("learning_rate must be over 0, and weight_decay not negative")
-    if not 0 < config.shrinkage <= 1:
-        raise UserError(f"shrinkage={config.shrinkage:g} must be over 0, whitened, and at most 1, standardised")
+    check_shrinkage(config.shrinkage)
 
 
 def _measure(
@@ -82,13 +82,12 @@ def _measure(
         checkpoint=partial(Checkpoint, source.output / f"detect_{weights}.ckpt", key),
     )
     scores = average_precision(find_boxes(detector, tested, config.batch_size), true_boxes(val.boxes, size))
-    prepared = f" whitened, correlations shrunk by {config.shrinkage:g}" if config.shrinkage < 1 else ""
     mirrored = ", mirror images as well" if config.flip else ""
     about = (
         f"of {len(train.classes)} classes; FCOS of width {config.width} over a simple feature pyramid of scales "
         f"{', '.join(f'{scale:g}' for scale in config.scales)}, AdamW {config.learning_rate:g}, weight decay "
         f"{config.weight_decay:g}, {config.epochs} epochs in batches of {config.batch_size}{mirrored}; "
-        f"frozen feature maps{prepared} ({' x '.join(map(str, learned.shape))})"
+        f"frozen feature maps{preparation(config.shrinkage)} ({' x '.join(map(str, learned.shape))})"
     )
     told = {
         "AP": (scores.ap, "COCO's average precision, mean over IoU 0.5 to 0.95,"),

@@ -1,6 +1,6 @@
 """k-nearest-neighbour classification of frozen features: no training, hence nothing to tune but k."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -113,14 +113,17 @@ def check_neighbours(ks: Sequence[int], count: int, temperature: float | None) -
 
 
 @torch.inference_mode()
-def unit_bank(x: Tensor, device: torch.device, chunk: int = 16384) -> Tensor:
-    """Features (N, C) at unit length, in float16 on the device: half the memory, cosines right to about 1e-5.
+def unit_bank(
+    x: Tensor, device: torch.device, prepare: Callable[[Tensor], Tensor] | None = None, chunk: int = 16384
+) -> Tensor:
+    """Features (N, C), prepared, at unit length, in float16 on the device: half the memory, cosines to about 1e-5.
 
     Made by chunks, so that no second copy in float32 is ever there.
     """
     bank = torch.empty(x.shape, dtype=torch.float16, device=device)
     for rows, place in zip(x.split(chunk), bank.split(chunk), strict=True):
-        place.copy_(F.normalize(rows.to(device).float(), dim=1))
+        given = rows.to(device).float()
+        place.copy_(F.normalize(given if prepare is None else prepare(given), dim=1))
     return bank
 
 

@@ -10,10 +10,22 @@ import torch
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
 from heatssl.config import DataConfig, KnnConfig, ProbeConfig
+from heatssl.config_file import load_config
 from heatssl.data import Subset, open_split
 from heatssl.errors import UserError
-from heatssl.evaluation import extract_features, extract_maps, features, load_probe, run_knn, run_probe, source
+from heatssl.evaluation import (
+    extract_features,
+    extract_maps,
+    features,
+    knn_accuracy,
+    load_probe,
+    run_knn,
+    run_probe,
+    source,
+)
 from heatssl.evaluation.results import Result, append_results, read_results
+from heatssl.evaluation.whitening import Whitening
+from heatssl.export import load_backbone
 
 ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
@@ -54,6 +66,21 @@ def test_several_k_have_a_row_each(run: Path, capsys: pytest.CaptureFixture[str]
     assert alone.metric == "knn"
     assert (alone.accuracy, alone.protocol) == (entries[1]["accuracy"], entries[1]["protocol"])
     assert entries[0]["protocol"] in capsys.readouterr().out
+
+
+def test_neighbours_among_whitened_features(run: Path) -> None:
+    """The same as of features that were whitened beforehand; and the protocol says so."""
+    (result,) = run_knn(KnnConfig(run=str(run), workers=0, shrinkage=0.1, random_init=False))
+    assert "mean-pooled frozen features whitened, correlations shrunk by 0.1 at" in result.protocol
+    data = load_config(run / "config.yaml").data
+    backbone = load_backbone(str(run))[0]
+    (train_x, train_y), (test_x, test_y) = (
+        extract_features(backbone, open_split(data, split), data) for split in ("train", "val")
+    )
+    whiten = Whitening(train_x, 0.1)
+    assert result.accuracy == knn_accuracy(whiten(train_x), train_y, whiten(test_x), test_y, temperature=0.07)
+    with pytest.raises(UserError, match="shrinkage=2 must be"):
+        run_knn(KnnConfig(run=str(run), workers=0, shrinkage=2.0))
 
 
 def test_a_grid_that_was_chosen_is_part_of_the_protocol(run: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from heatssl.errors import UserError
 from heatssl.evaluation.whitening import Whitening
 
 
@@ -43,3 +44,14 @@ def test_a_constant_channel_stays_quiet() -> None:
     white = Whitening(maps, 0.01)(maps)
     assert white.isfinite().all()
     assert white[:, 1].abs().max() < 1e-2
+
+
+def test_features_are_whitened_as_maps_of_one_position_are(maps: torch.Tensor) -> None:
+    white = Whitening(maps[..., :1, :1], 0.1)
+    torch.testing.assert_close(Whitening(maps[..., 0, 0], 0.1)(maps[..., 0, 0]), white(maps)[..., 0, 0])
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1.5])
+def test_what_is_no_share_is_refused(maps: torch.Tensor, shrinkage: float) -> None:
+    with pytest.raises(UserError, match="must be over 0, whitened, and at most 1, standardised"):
+        Whitening(maps, shrinkage)
