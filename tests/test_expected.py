@@ -50,7 +50,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["seed=7", "output=elsewhere", "trainer.log_every=3", "data.workers=1"], True),
         (["trainer.steps=5"], False),
-        (["objective.temperature=0.5"], False),
+        (["objective.visible_ratio=0.5"], False),
         (["objective=finola"], False),
         (["data.crop_scale=[0.5,1.0]"], False),
     ],

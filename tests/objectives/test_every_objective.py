@@ -15,8 +15,8 @@ SMALL = {  # the papers' heads and decoders are large
     "mae": ["objective.decoder_width=24", "objective.decoder_depth=1", "objective.decoder_heads=2"],
     "lejepa": ["objective.head_width=16", "objective.local_views=1"],
 }
-PAINTED = {"image", "label", "visible", "reconstruction"}
-VIEWS = {"image", "label", "first_view", "second_view"}
+PAINTED = {"image", "label", "story", "visible", "reconstruction"}
+VIEWS = {"image", "label", "story", "first_view", "second_view"}
 PICTURES = {"mae": PAINTED, "simmim": PAINTED, "simclr": VIEWS, "lejepa": VIEWS}
 
 
