@@ -55,7 +55,8 @@ def at_the_end(axis: Axes, data: str) -> None:
             "vit",
         ):
             normalised = data == "shapes" and row["objective"].startswith("mae") and PLAIN not in row["settings"]
-            groups.setdefault(row["objective"] + ", normalised" * normalised, []).append(row)
+            told = ", normalised" * normalised + ", rest_weight=0" * ("objective.rest_weight=0" in row["settings"])
+            groups.setdefault(row["objective"] + told, []).append(row)
     for objective, group in groups.items():
         knn, linear = (100 * mean(row[key] for row in group) for key in ("knn", "linear"))
         axis.plot(
