@@ -30,12 +30,12 @@ from heatssl.heat import (
     laplacian,
 )
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
-from heatssl.objectives.masks import random_blocks, random_parts
+from heatssl.objectives.masks import random_blocks, random_parts, random_scales
 from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.painting import RestLaw, RestPainter, painter, places
 from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
 
-Mask = Literal["random", "block"]
+Mask = Literal["random", "block", "scales"]
 Flow = Literal["kernel", "steady"]
 Target = Literal["normalised", "plain"]
 FROM_REST = (
@@ -50,8 +50,9 @@ class HeatCompletion(Objective):
     Args:
         backbone: a timm transformer that encodes single patches.
         image_size: pixels of the square images.
-        mask: ``random`` patches, or one ``block`` of half the grid's sides, at any place.
-        visible_ratio: share of the patches in each visible set (random only; a block is a quarter).
+        mask: ``random`` patches; one ``block`` of half the grid's sides, anywhere; or ``scales``, patches of a block of
+            any size, anywhere.
+        visible_ratio: share of the patches in each visible set (a block is always a quarter).
         parts: visible sets for each image; random ones do not overlap.
         predicted_ratio: share of the hidden patches that is painted.
         flow: ``kernel``, heat that has flowed for a learned time, or ``steady``, heat at rest.
@@ -121,7 +122,7 @@ class HeatCompletion(Objective):
             raise ValueError(f"rest_weight={rest_weight} is negative: choose 0 or more")
         if groups < 1 or channels % (2 * groups):
             raise ValueError(f"{channels} channels do not fall into two halves of {groups} groups")
-        self.parts = parts
+        self.mask, self.parts = mask, parts
         self.flow = flow
         self.target = target
         self.backbone = backbone
@@ -166,6 +167,8 @@ class HeatCompletion(Objective):
         """Row-major indices of visible (P B, n) and hidden patches (P B, N - n), new for each image."""
         if self.block:
             return random_blocks(len(images), self.grid, self.block, self.parts, images.device)
+        if self.mask == "scales":
+            return random_scales(len(images), self.grid, self.visible, self.parts, images.device)
         return random_parts(len(images), self.positions, self.visible, self.parts, images.device)
 
     def fill_in(self, values: Tensor, visible: Tensor, asked: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Which patches are visible and which are asked for, drawn anew for each image: row-major indices."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,31 @@ def random_blocks(
     visible = (inside_row * columns + left + torch.arange(block[1], device=device)).flatten(1)
     order = torch.rand(parts * batch, rows * columns, device=device).scatter(1, visible, 2.0).argsort(dim=1)
     return visible, order[:, : rows * columns - visible.shape[1]]
+
+
+def random_scales(
+    batch: int, grid: tuple[int, int], visible: int, parts: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Visible patches that all lie in one rectangle, of any size that holds them, at any place of the grid.
+
+    Args:
+        batch: number of images B.
+        grid: rows and columns, N in all.
+        visible: patches n in each set, a random choice of its rectangle's.
+        parts: sets P for each image, each with a rectangle of its own.
+        device: of the result.
+
+    Returns:
+        visible (P B, n) and hidden (P B, N - n), both in random order.
+    """
+    inside = torch.ones(parts * batch, *grid, dtype=torch.bool, device=device)
+    smallest = math.ceil(math.sqrt(visible * grid[0] / grid[1]))
+    for axis, least in ((1, smallest), (2, math.ceil(visible / smallest))):
+        side = torch.randint(least, grid[axis - 1] + 1, (parts * batch, 1), device=device)
+        start = (torch.rand(side.shape, device=device) * (grid[axis - 1] - side + 1)).long()
+        index = torch.arange(grid[axis - 1], device=device)
+        inside &= ((index >= start) & (index < start + side)).unsqueeze(3 - axis)
+    order = (torch.rand(inside.shape, device=device) + ~inside).flatten(1).argsort(dim=1)
+    chosen = order[:, :visible]
+    rest = torch.rand(order.shape, device=device).scatter(1, chosen, 2.0).argsort(dim=1)
+    return chosen, rest[:, : order.shape[1] - visible]

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from heatssl import objectives
 from heatssl.backbones import create_backbone
 from heatssl.errors import UserError
-from heatssl.objectives.masks import random_blocks, random_parts
+from heatssl.objectives.masks import random_blocks, random_parts, random_scales
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 CPU = torch.device("cpu")
@@ -40,9 +40,22 @@ def test_blocks_are_rectangles_at_any_place():
     assert first[0] > 0.01, "hidden patches come in random order, so that a share of them is a random one"
 
 
+def test_scales_are_patches_of_rectangles_of_any_size():
+    visible, hidden = random_scales(500, (6, 8), visible=6, parts=2, device=CPU)
+    assert (visible.shape, hidden.shape) == ((1000, 6), (1000, 42))
+    assert torch.equal(torch.cat([visible, hidden], 1).sort(1).values, torch.arange(48).expand(1000, -1))
+    rows, columns = visible // 8, visible % 8
+    height, width = rows.amax(1) - rows.amin(1) + 1, columns.amax(1) - columns.amin(1) + 1
+    assert (height * width).min() == 6, "none but its own patches, where the rectangle is the smallest"
+    assert (height.max(), width.max()) == (6, 8)
+    assert torch.bincount(visible.flatten(), minlength=48).min() > 15, "corners are seldom reached, but are"
+    first = (hidden[:, 0][:, None] == torch.arange(48)).float().mean(0)
+    assert first.min() > 0.003, "hidden patches come in random order"
+
+
 @pytest.mark.parametrize("flow", ["kernel", "steady"])
 @pytest.mark.parametrize("transport", [True, False])
-@pytest.mark.parametrize("mask", ["random", "block"])
+@pytest.mark.parametrize("mask", ["random", "block", "scales"])
 def test_hidden_pixels_reach_the_loss_only_as_target(flow, transport, mask):
     objective = tiny(flow=flow, transport=transport, mask=mask, target="plain").eval()
     images = torch.randn(4, 3, 32, 32)
