@@ -43,7 +43,9 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
             reason = os.strerror(code)
-            raise UserError(f"cannot write {path} ({reason}): choose another output=FOLDER") from error
+            raise UserError(
+                f"cannot write {path} ({reason}): fix its permissions, or choose another output=FOLDER"
+            ) from error
         raise
 
 

@@ -21,14 +21,14 @@ from heatssl.config import ProbeConfig
 from heatssl.data import ImageData, Subset
 from heatssl.errors import UserError
 from heatssl.evaluation.checkpoint import Checkpoint
-from heatssl.evaluation.features import evaluation_mode, extract_features
+from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss, save_probe
 from heatssl.evaluation.measure import Accuracy, backbones_of, result_of
 from heatssl.evaluation.processes import gather, is_first
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, fingerprint
-from heatssl.evaluation.split_features import split_features
+from heatssl.evaluation.split_features import extract_shared, split_features
 from heatssl.evaluation.supervised import Plan, train_on_labels
 
 METRIC = "linear (MAE)"
@@ -85,7 +85,7 @@ def measure_augmented(source: Source, config: ProbeConfig, *, keep: bool) -> lis
         best = 0
         if len(rates) > 1:
             chosen = Subset(train, held.numpy())
-            x, y = extract_features(backbone, chosen, source.data, batch_size=config.batch_size, device=source.device)
+            x, y = extract_shared(backbone, chosen, source, config.batch_size)
             scores = [(accuracy, -loss) for accuracy, loss in (accuracy_and_loss(probe, x, y) for probe in probes)]
             best = max(range(len(rates)), key=scores.__getitem__)
         if keep and weights == "pretrained" and is_first():

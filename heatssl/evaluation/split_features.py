@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from heatssl.data import Split
+from heatssl.data import ImageData, Split
 from heatssl.evaluation import feature_cache, processes
 from heatssl.evaluation.features import extract_features, extract_maps
 from heatssl.evaluation.results import device_name
@@ -24,7 +24,7 @@ def split_features(backbone: nn.Module, split: Split, source: Source, batch_size
     if key not in _features:
         found = feature_cache.load(key) if source.cache else None
         if not processes.everywhere(found is not None):
-            found = _extract(backbone, split, source, batch_size)
+            found = extract_shared(backbone, source.splits[split], source, batch_size)
             # Images that have changed meanwhile belong to another key.
             if source.cache and processes.is_first() and source.digest_now(split) == source.digests[split]:
                 feature_cache.keep(key, *found)
@@ -35,11 +35,12 @@ def split_features(backbone: nn.Module, split: Split, source: Source, batch_size
     return _features[key]
 
 
-def _extract(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
+def extract_shared(backbone: nn.Module, images: ImageData, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Features (N, C) and labels (N,) of any images, not kept; of several processes each extracts a share."""
     rank, world = processes.rank_and_world()
     features, labels = extract_features(
         backbone,
-        source.splits[split],
+        images,
         source.data,
         batch_size=batch_size,
         device=source.device,

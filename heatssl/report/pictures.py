@@ -79,7 +79,9 @@ class HeatmapGroup:
     heatmaps: list[Heatmap]
 
 
-def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene], ResidualRange | None]:
+def scenes(
+    pictures: dict[str, np.ndarray], captions: dict[str, str], limit: int = 8
+) -> tuple[list[Scene], ResidualRange | None]:
     """The first ``limit`` images with their panels; residual maps share one range, 0 to the largest shown."""
     if not pictures:
         return [], None
@@ -89,11 +91,10 @@ def scenes(pictures: dict[str, np.ndarray], limit: int = 8) -> tuple[list[Scene]
     if residual is not None:
         finite = residual[:count][np.isfinite(residual[:count])]
         high = float(finite.max()) if finite.size else 0.0
-    captions = PANELS | story(pictures)[2]
     result = []
     for i in range(count):
         panels = []
-        for name, caption in captions.items():
+        for name, caption in (PANELS | captions).items():
             if name not in pictures:
                 continue
             pixels = pictures[name][i]

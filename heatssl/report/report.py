@@ -78,8 +78,8 @@ def render(run: RunFolder) -> str:
     templates.filters |= {"percent": percent, "signed": signed, "thousands": thousands}
     comparisons = compare(run.results)
     main, more = curves(run.metrics, _expected(run))
-    pictures, residual_range = scenes(run.pictures)
-    heading, explanation, _ = story(run.pictures)
+    heading, explanation, captions = story(run.pictures)
+    pictures, residual_range = scenes(run.pictures, captions)
     objective = run.config.get("objective")
     return templates.get_template("template.html").render(
         name=run.path.resolve().name,
