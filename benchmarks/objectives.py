@@ -62,13 +62,14 @@ OBJECTIVES: dict[str, list[str]] = {
     "heat_completion": ["objective=heat_completion"],
     "heat_completion, no transport": ["objective=heat_completion", "objective.transport=false"],
     "qb_heat": ["objective=qb_heat", "objective.visible_weight=1.0"],
+    "finola": ["objective=finola"],
     "mae, light decoder": ["objective=mae", *LIGHT, "objective.decoder_depth=1", "trainer.batch_size=64"],
     "mae, 4 blocks": ["objective=mae", *LIGHT, "objective.decoder_depth=4"],
     "simmim": ["objective=simmim"],
     "simclr": ["objective=simclr"],
     "lejepa": ["objective=lejepa"],
 }
-PAINTERS = ("heat_completion", "qb_heat", "mae")  # on the scenes all do better with plain pixels (docs/recipe.md)
+PAINTERS = ("heat_completion", "qb_heat", "finola", "mae")  # on the scenes all do better with plain pixels (docs/recipe.md)
 
 
 def main() -> None:
