@@ -69,7 +69,7 @@ OBJECTIVES: dict[str, list[str]] = {
     "simclr": ["objective=simclr"],
     "lejepa": ["objective=lejepa"],
 }
-PAINTERS = ("heat_completion", "qb_heat", "finola", "mae")  # on the scenes all do better with plain pixels (docs/recipe.md)
+PAINTERS = ("heat_completion", "qb_heat", "finola", "mae")  # plain pixels on the scenes: all do better (docs/recipe.md)
 
 
 def main() -> None:

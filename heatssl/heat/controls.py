@@ -110,22 +110,25 @@ class MultilayerPerceptron(Propagator):
             raise ValueError(f"hidden={hidden}, depth={depth} and reach={reach} must all be positive")
         self.reach = reach
         self.from_offset = nn.Linear(2, hidden, bias=False)  # added to the first layer: one product for all positions
-        layers: list[nn.Module] = [nn.Conv2d(channels, hidden, kernel_size=1)]
+        layers: list[nn.Module] = [nn.Linear(channels, hidden)]
         for _ in range(depth - 1):
-            layers += [nn.GELU(), nn.Conv2d(hidden, hidden, kernel_size=1)]
+            layers += [nn.GELU(), nn.Linear(hidden, hidden)]
         self.first, *rest = layers
-        leave = nn.Conv2d(hidden, channels, kernel_size=1)
+        leave = nn.Linear(hidden, channels)
         self.rest = nn.Sequential(*rest, nn.GELU(), leave)
         with torch.no_grad():  # near a copy at the start, as the laws are
             leave.weight.mul_(0.1)
-            leave.bias.zero_()  # type: ignore[union-attr]
+            leave.bias.zero_()
 
     def move(self, zeta: Tensor, dx: float = 0, dy: float = 0) -> Tensor:
         """The field moved by any offset, (B, C, H, W) -> same."""
         if dx == 0 and dy == 0:
             return zeta
-        offset = torch.tensor([dx / self.reach, dy / self.reach], dtype=zeta.dtype, device=zeta.device)
-        return zeta + self.rest(self.first(zeta) + self.from_offset(offset)[:, None, None])
+        return self.move_each(zeta.movedim(1, -1), zeta.new_tensor([dx, dy])).movedim(-1, 1)
+
+    def move_each(self, zeta: Tensor, offsets: Tensor) -> Tensor:
+        """Each vector moved by an offset of its own: (..., C), offsets (..., 2) in patches -> (..., C), broadcast."""
+        return zeta + self.rest(self.first(zeta) + self.from_offset(offsets.to(zeta.dtype) / self.reach))
 
 
 def _inside(offset: int, size: int) -> slice:

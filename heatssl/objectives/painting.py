@@ -15,9 +15,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from heatssl.heat import Transport, coordinates
+from heatssl.heat import MultilayerPerceptron, Transport, coordinates
 
-RestLaw = Literal["commuting", "table", "free", "copy"]
+RestLaw = Literal["commuting", "table", "mlp", "free", "copy"]
 
 
 def painter(channels: int, width: int, outputs: int) -> nn.Module:
@@ -37,7 +37,8 @@ class RestPainter(nn.Module):
         painter_width: hidden channels of the painter; 0: it is linear.
         outputs: numbers of a patch.
         law: ``commuting``; or a control in its place: ``table`` adds a learned vector to each position, as decoders
-            with position embeddings do, ``free`` has a matrix for each position, ``copy`` says the same everywhere.
+            with position embeddings do, ``mlp`` is a small network of the mean and the position, ``free`` has a matrix
+            for each position, ``copy`` says the same everywhere.
 
     Raises:
         ValueError: on an unknown law, or an odd number of channels.
@@ -60,6 +61,7 @@ class RestPainter(nn.Module):
         self.to_rest = nn.Linear(features, channels)
         self.transport = Transport(channels) if law == "commuting" else None
         self.table = nn.Parameter(0.02 * torch.randn(positions, channels)) if law == "table" else None
+        self.network = MultilayerPerceptron(channels, reach=max(grid) / 2) if law == "mlp" else None
         self.maps = nn.Parameter(torch.randn(positions, channels, channels) * channels**-0.5) if law == "free" else None
         self.painter = painter(channels, painter_width, outputs)
 
@@ -71,6 +73,8 @@ class RestPainter(nn.Module):
         """The field of heat at rest (B, C) at patches (B, m), in their colours and places: (B, m, C)."""
         if self.maps is not None:
             return torch.einsum("bc,bmcd->bmd", rest, self.maps[index])
+        if self.network is not None:
+            return self.network.move_each(rest[:, None], places(index, self.grid))
         field = from_rest(rest, index, self.grid, self.transport)
         return field if self.table is None else field + self.table[index]
 

@@ -89,6 +89,14 @@ def test_the_perceptron_is_told_the_offset(field):
             assert not torch.allclose(one, other)
 
 
+def test_the_perceptron_moves_each_vector_by_an_offset_of_its_own(field):
+    law = MultilayerPerceptron(4, hidden=8, reach=2.0).double()
+    vectors, offsets = field[..., 0].movedim(1, -1), torch.tensor([[1, 0], [0, 1], [-2, 3], [0.5, 2.5]])
+    moved = law.move_each(vectors[:, :1], offsets)  # one vector to several places
+    for place, offset in enumerate(offsets.tolist()):
+        torch.testing.assert_close(moved[:, place], law.propagate(field, *offset)[:, :, 0, 0])
+
+
 @pytest.mark.parametrize("law", [FreeLinear(2, [(1, 0), (2, -1)]), MultilayerPerceptron(2, hidden=3, depth=2)])
 def test_gradients(law):
     law = law.double()

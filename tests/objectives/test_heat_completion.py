@@ -158,7 +158,7 @@ def test_everything_learns():
         ({"predicted_ratio": 0.0}, "predicted_ratio"),
         ({"parts": 5}, "do not fit into 16"),
         ({"groups": 5}, "groups"),
-        ({"rest_law": "laplace"}, "commuting, table, free, copy"),
+        ({"rest_law": "laplace"}, "commuting, table, mlp, free, copy"),
         ({"rest_weight": -1.0}, "0 or more"),
     ],
 )

@@ -15,7 +15,7 @@ def painter(law: str, **settings: int) -> RestPainter:
     return RestPainter(**given, law=law)
 
 
-@pytest.mark.parametrize("law", ["commuting", "table", "free", "copy"])
+@pytest.mark.parametrize("law", ["commuting", "table", "mlp", "free", "copy"])
 def test_patches_are_those_asked_for_in_that_order(law):
     paint, means = painter(law), torch.randn(5, 6)
     whole = paint(means, EVERYWHERE)
@@ -46,5 +46,5 @@ def test_the_middle_of_the_grid_is_at_rest():
 
 
 def test_an_unknown_law_is_refused():
-    with pytest.raises(ValueError, match="commuting, table, free, copy"):
+    with pytest.raises(ValueError, match="commuting, table, mlp, free, copy"):
         painter("laplace")
