@@ -39,6 +39,10 @@ HELD_OUT = 0.1
 UNITS = "patch_size: 8, embed_dim: 128, depth: 8, key_width: 32"  # two of them for each block
 BLOCKS = "patch_size: 8, embed_dim: 128, depth: 4, num_heads: 4"
 ENCODERS: dict[str, list[str]] = {  # of the same parameters within 5 %
+    "resnet": [  # convolutions mix tokens: only for objectives that encode whole images or quarters, such as qb_heat
+        "backbone=resnet10t",
+        "backbone_arguments={output_stride: 8, channels: [24, 48, 96, 216]}",
+    ],
     "vit": ["backbone=vit_tiny_patch16_224", f"backbone_arguments={{{BLOCKS}}}"],
     "roformer_v2": ["backbone=roformer_v2_small_patch16_224", f"backbone_arguments={{{BLOCKS}}}"],
     "flash": ["backbone=flash_small_patch16_224", f"backbone_arguments={{{UNITS}, chunk: 4}}"],
