@@ -45,7 +45,7 @@ def heat_kernel_weights(visible: Tensor, queried: Tensor, times: Tensor) -> Tens
     Args:
         visible: positions (B, n, 2) in patches.
         queried: positions (B, m, 2).
-        times: (K,) positive, in patches squared; a visible neighbour twice as far counts exp(-3 / 4t) times less.
+        times: (K,) positive, in patches squared; a visible neighbour twice as far counts exp(3 / 4t) times less.
 
     Returns:
         (B, K, m, n), positive, each row sums to one; a short time leaves only the nearest position.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.heat.law import Propagator, apply_matrix
+from heatssl.ops import full_precision
 
 Offset = tuple[int, int]
 
@@ -38,7 +39,7 @@ class FreeLinear(Propagator):
 
     def __init__(self, channels: int, offsets: Sequence[Offset]) -> None:
         super().__init__(channels)
-        self.offsets = sorted(set(offsets) - {(0, 0)})
+        self.offsets = sorted({(dx, dy) for dx, dy in offsets} - {(0, 0)})
         if not self.offsets:
             raise ValueError("a free linear map needs offsets to move by, such as [(1, 0), (0, 1)]")
         # As near the identity as the full matrices of FirstOrder start; weight decay pulls towards a copy, as theirs.
@@ -79,7 +80,8 @@ class FreeLinear(Propagator):
                 continue
             source = (..., _inside(-dy, height), _inside(-dx, width))
             target = (..., _inside(dy, height), _inside(dx, width))
-            total[target] = total[target] + (z[target] - self.move(z[source], dx, dy)).square().mean(dim=1)
+            with full_precision(z):
+                total[target] = total[target] + (z[target] - self.move(z[source], dx, dy)).square().mean(dim=1)
             count[target] += 1
         return total / count.clamp_min(1)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.heat.law import Law
-from heatssl.ops import Boundary, depthwise_stencil
+from heatssl.ops import Boundary, depthwise_stencil, full_precision
 
 Coupling = Literal["full", "grouped", "diagonal"]
 
@@ -81,7 +81,8 @@ class CorrelatedLaplace(Law):
             raise ValueError(f"this law expects a field (B, {len(self.deviation)}, H, W), not {tuple(z.shape)}")
         z_xx = depthwise_stencil(z, _SECOND_X / self.spacing**2, self.boundary)
         z_yy = depthwise_stencil(z, _SECOND_X.T / self.spacing**2, self.boundary)
-        return z_xx + F.conv2d(z_yy, self.blocks.to(z.dtype)[:, :, None, None], groups=self.groups)
+        with full_precision(z):
+            return z_xx + F.conv2d(z_yy, self.blocks.to(z.dtype)[:, :, None, None], groups=self.groups)
 
     def residual(self, z: Tensor) -> Tensor:
         """Squared :meth:`operator`, mean over channels: z (B, C, H, W) -> (B, H, W), interior (B, H-2, W-2)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.heat.law import Propagator, apply_matrix
-from heatssl.ops import fill_quarters_commuting, fill_quarters_full
+from heatssl.ops import fill_quarters_commuting, fill_quarters_full, full_precision, turn
 
 
 class FirstOrder(Propagator):
@@ -36,7 +36,8 @@ class FirstOrder(Propagator):
         max_rotation: rotations start evenly spread over +- this angle, in radians per patch (commuting only).
 
     Raises:
-        ValueError: when ``channels`` is odd and ``commuting`` is set, or not positive.
+        ValueError: when ``channels`` is odd and ``commuting`` is set, or not positive; when ``max_rotation`` is not in
+            [0, pi).
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class FirstOrder(Propagator):
         super().__init__(channels)
         if commuting and channels % 2:
             raise ValueError(f"a commuting first-order law needs an even number of channels, not {channels}")
+        if not 0 <= max_rotation < math.pi:
+            raise ValueError(f"max_rotation={max_rotation} must be 0 or more and below pi, in radians per patch")
         self.commuting = commuting
         self.max_decay = max_decay
         if commuting:
@@ -56,6 +59,10 @@ class FirstOrder(Propagator):
         else:
             self.matrix_a = nn.Parameter(0.02 * torch.randn(channels, channels) / math.sqrt(channels))
             self.matrix_b = nn.Parameter(0.02 * torch.randn(channels, channels) / math.sqrt(channels))
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that nothing should pull to zero, where the law would be a copy."""
+        return {"raw_decay", "raw_rotation"} if self.commuting else set()
 
     @property
     def A(self) -> Tensor:  # noqa: N802 (the paper's symbol)
@@ -99,9 +106,11 @@ class FirstOrder(Propagator):
         if dx != int(dx) or dy != int(dy):
             raise ValueError(f"full matrices move by whole patches, not by ({dx}, {dy}): use commuting=True")
         identity = torch.eye(self.channels, dtype=self.matrix_a.dtype, device=zeta.device)
-        move_x = torch.linalg.matrix_power(identity + self.matrix_a, int(dx))
-        move_y = torch.linalg.matrix_power(identity + self.matrix_b, int(dy))
-        return apply_matrix(move_y @ move_x, zeta)
+        with full_precision(zeta):
+            move_x = torch.linalg.matrix_power(identity + self.matrix_a, int(dx))
+            move_y = torch.linalg.matrix_power(identity + self.matrix_b, int(dy))
+            both = move_y @ move_x
+        return apply_matrix(both, zeta)
 
     def move_to_quarters(self, zeta: Tensor, corner: Tensor) -> Tensor:
         """See :meth:`Propagator.move_to_quarters`: all blocks of all images in one operation."""
@@ -118,20 +127,12 @@ class FirstOrder(Propagator):
         decay, rotation = self.generators()
         modulus = torch.exp(dx * decay[0] + dy * decay[1])
         angle = dx * rotation[0] + dy * rotation[1]
-        real_factor = (modulus * torch.cos(angle))[:, None, None].to(zeta.dtype)
-        imaginary_factor = (modulus * torch.sin(angle))[:, None, None].to(zeta.dtype)
-        real, imaginary = zeta.chunk(2, dim=1)
-        return torch.cat(
-            [
-                real_factor * real - imaginary_factor * imaginary,
-                imaginary_factor * real + real_factor * imaginary,
-            ],
-            dim=1,
-        )
+        return turn(zeta, modulus[:, None, None], angle[:, None, None], dim=1)
 
     def _step_matrix(self, axis: int) -> Tensor:
         """A (axis 0) or B (axis 1) of the commuting form: one step of each basis vector, less the identity."""
         identity = torch.eye(self.channels, dtype=self.raw_decay.dtype, device=self.raw_decay.device)
         columns = identity[:, :, None, None]  # C fields of one position each: row k is basis vector e_k
-        moved = self.propagate(columns, dx=1 - axis, dy=axis)
+        with full_precision(columns):
+            moved = self.propagate(columns, dx=1 - axis, dy=axis)
         return moved[:, :, 0, 0].T - identity

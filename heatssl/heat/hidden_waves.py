@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.heat.law import Law, apply_matrix
+from heatssl.ops import full_precision
 
 
 def wave_speeds(a: Tensor, b: Tensor) -> Tensor:
@@ -49,6 +50,10 @@ class HiddenWaves(Law):
         self.directions = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels)).Q)
         self.speed_parts = nn.Parameter(torch.randn(2, channels // 2))
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that nothing should pull to zero, where all waves would stand still."""
+        return {"speed_parts"}
+
     @property
     def speeds(self) -> Tensor:
         """Speeds lambda (C/2,), complex, in patches along y per patch along x; the other C/2 are their conjugates."""
@@ -58,8 +63,9 @@ class HiddenWaves(Law):
         """M = V Lambda V^-1 (C, C), real, of z_x = M z_y."""
         real, imaginary = torch.diag(self.speed_parts[0]), torch.diag(self.speed_parts[1])
         # Lambda on (real, imaginary) parts of the direction v: M (v_r + i v_i) = (l_r + i l_i) (v_r + i v_i).
-        turn = torch.cat([torch.cat([real, imaginary], dim=1), torch.cat([-imaginary, real], dim=1)])
-        return torch.linalg.solve(self.directions.T, (self.directions @ turn).T).T
+        turns = torch.cat([torch.cat([real, imaginary], dim=1), torch.cat([-imaginary, real], dim=1)])
+        with full_precision(turns):
+            return torch.linalg.solve(self.directions.T, (self.directions @ turns).T).T
 
     def waves(self, z: Tensor) -> Tensor:
         """The waves zeta = V^-1 z (B, C/2, H, W), complex, one of each conjugate pair; z = 2 Re(V zeta)."""
@@ -85,7 +91,8 @@ class HiddenWaves(Law):
         along_y = z[..., 1:, :] - z[..., :-1, :]
         z_x = (along_x[..., 1:, :] + along_x[..., :-1, :]) / 2
         z_y = (along_y[..., 1:] + along_y[..., :-1]) / 2
-        error = (z_x - apply_matrix(self.mixing(), z_y)).square().mean(dim=1)
+        with full_precision(z):
+            error = (z_x - apply_matrix(self.mixing(), z_y)).square().mean(dim=1)
         return F.pad(error, (0, 1, 0, 1), mode="replicate")
 
     def extra_repr(self) -> str:

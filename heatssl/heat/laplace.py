@@ -78,6 +78,8 @@ class Laplace(Law):
 
         Cheap enough to regularise any layer's field. For large fields on a CPU its first call compiles C++.
         """
+        # Tokens less their class token are a view with gaps, which only a copy makes fit for the fused loss.
+        z = z.contiguous(memory_format=torch.channels_last if z.stride(1) == 1 else torch.contiguous_format)
         return residual_loss(z, laplacian_stencil(self.stencil) / self.spacing**2, self.boundary)
 
     def extra_repr(self) -> str:

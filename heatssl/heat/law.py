@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.ops import by_corner
+from heatssl.ops import by_corner, full_precision
 
 Step = Callable[[Tensor], Tensor]
 
@@ -17,6 +17,10 @@ class Law(nn.Module):
     def residual(self, z: Tensor) -> Tensor:
         """How far z is from obeying at each position: (B, C, H, W) -> (B, H, W), never negative, mean over channels."""
         raise NotImplementedError
+
+    def loss(self, z: Tensor) -> Tensor:
+        """Mean of :meth:`residual` over fields and positions, a scalar; a law may have a faster way to it."""
+        return self.residual(z).mean()
 
     def forward(self, z: Tensor) -> Tensor:
         """Same as :meth:`residual`."""
@@ -132,10 +136,21 @@ class Propagator(Law):
             ValueError: on the wrong number of channels.
         """
         # An orthogonal change of basis keeps norms: the errors are the same in these coordinates.
-        return step_residual(self.enter(z), lambda zeta: self.move(zeta, dx=1), lambda zeta: self.move(zeta, dy=1))
+        with full_precision(z):
+            return step_residual(self.enter(z), lambda zeta: self.move(zeta, dx=1), lambda zeta: self.move(zeta, dy=1))
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
+
+
+def relative_residual(law: Law, field: Tensor) -> Tensor:
+    """Mean residual of a field (B, C, h, w) over its variance, each channel about its mean over images and positions.
+
+    Returns:
+        scalar, the same for every multiple of a field under a linear law.
+    """
+    spread = field - field.mean(dim=(0, 2, 3), keepdim=True)
+    return law.loss(field) / spread.square().mean().clamp_min(1e-12)
 
 
 def apply_matrix(matrix: Tensor, z: Tensor) -> Tensor:
@@ -168,8 +183,9 @@ def commutator(a: Tensor, b: Tensor) -> Tensor:
         a: matrix (C, C).
         b: matrix (C, C). With a zero matrix the ratio is 0.
     """
-    scale = torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
-    return torch.linalg.matrix_norm(a @ b - b @ a) / scale.clamp_min(torch.finfo(a.dtype).tiny)
+    with full_precision(a):
+        scale = torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
+        return torch.linalg.matrix_norm(a @ b - b @ a) / scale.clamp_min(torch.finfo(a.dtype).tiny)
 
 
 def spectral_radius(step: Tensor) -> Tensor:

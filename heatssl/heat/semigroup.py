@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.heat.law import Law
+from heatssl.ops import full_precision
 
 HeatBoundary = Literal["neumann", "periodic"]
 Laplacian = Literal["continuous", "5pt"]
@@ -47,7 +48,7 @@ def heat_semigroup(
             raise ValueError(f"unknown {what} {choice!r}: choose one of {', '.join(choices)}")
     field = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
     time = _broadcast_time(t, field)
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         eigenvalues_y, eigenvalues_x = (_eigenvalues(size, boundary, laplacian, field) for size in field.shape[2:])
         if boundary == "periodic":
             eigenvalues_x = eigenvalues_x[: field.shape[3] // 2 + 1]  # of a real field the other half is redundant

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from heatssl.ops import turn
+
 
 class Transport(nn.Module):
     """Turns and decays per patch of C/2 complex channels; channels k and k + C/2 are one complex number.
@@ -33,6 +35,10 @@ class Transport(nn.Module):
         self.raw_decay = nn.Parameter(torch.zeros(2, channels // 2))
         self.rotation = nn.Parameter(max_rotation * (2 * torch.rand(2, channels // 2) - 1))
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that nothing should pull to zero, where the law would be a copy."""
+        return {"raw_decay", "rotation"}
+
     def to_rest(self, values: Tensor, positions: Tensor) -> Tensor:
         """Values (B, n, C) at positions (B, n, 2), x before y in patches, times exp(-(x g_x + y g_y))."""
         return self._turn(values, -positions)
@@ -42,18 +48,10 @@ class Transport(nn.Module):
         return self._turn(values, positions)
 
     def _turn(self, values: Tensor, offset: Tensor) -> Tensor:
-        modulus = torch.exp(offset.to(self.rotation) @ (self.max_decay * torch.tanh(self.raw_decay)))
-        angle = offset.to(self.rotation) @ self.rotation
-        real_factor, imaginary_factor = modulus * torch.cos(angle), modulus * torch.sin(angle)
-        real, imaginary = values.chunk(2, dim=-1)
-        turned = torch.cat(
-            [
-                real_factor * real - imaginary_factor * imaginary,
-                imaginary_factor * real + real_factor * imaginary,
-            ],
-            dim=-1,
-        )
-        return turned.to(values.dtype)
+        x, y = offset.to(self.rotation).split(1, dim=-1)  # no matrix product: autocast would round the angles
+        decay = self.max_decay * torch.tanh(self.raw_decay)
+        modulus = torch.exp(x * decay[0] + y * decay[1])
+        return turn(values, modulus, x * self.rotation[0] + y * self.rotation[1], dim=-1)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"

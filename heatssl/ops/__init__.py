@@ -1,7 +1,8 @@
 """Fused operations: one dispatch each, the same numbers on every device."""
 
 from heatssl.ops.attention import attention, attention_weights
-from heatssl.ops.propagate import by_corner, fill_quarters_commuting, fill_quarters_full
+from heatssl.ops.precision import full_precision
+from heatssl.ops.propagate import by_corner, fill_quarters_commuting, fill_quarters_full, turn
 from heatssl.ops.residual_loss import Backend, residual_loss, residual_loss_and_map
 from heatssl.ops.stencil import Boundary, depthwise_stencil
 
@@ -14,6 +15,8 @@ __all__ = [
     "depthwise_stencil",
     "fill_quarters_commuting",
     "fill_quarters_full",
+    "full_precision",
     "residual_loss",
     "residual_loss_and_map",
+    "turn",
 ]

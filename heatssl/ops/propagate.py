@@ -3,6 +3,25 @@
 import torch
 from torch import Tensor
 
+from heatssl.ops.precision import full_precision
+
+
+def turn(z: Tensor, modulus: Tensor, angle: Tensor, dim: int) -> Tensor:
+    """Complex channels times modulus exp(i angle); along ``dim`` channels k and k + C/2 are one number's two parts.
+
+    Args:
+        z: of C channels along ``dim``.
+        modulus: broadcasts against z with C/2 channels there.
+        angle: likewise, in radians.
+        dim: of the channels.
+
+    Returns:
+        of z's type.
+    """
+    real, imaginary = z.chunk(2, dim)
+    u, v = modulus * torch.cos(angle), modulus * torch.sin(angle)
+    return torch.cat([u * real - v * imaginary, v * real + u * imaginary], dim).to(z.dtype)
+
 
 def fill_quarters_commuting(quarter: Tensor, corner: Tensor, decay: Tensor, rotation: Tensor) -> Tensor:
     """The whole map around one visible quarter of each image, by elementwise complex powers.
@@ -25,10 +44,7 @@ def fill_quarters_commuting(quarter: Tensor, corner: Tensor, decay: Tensor, rota
     dy = ((block // 2 - corner // 2) * height).to(decay.dtype)[..., None]
     modulus = torch.exp(dx * decay[0] + dy * decay[1])
     angle = dx * rotation[0] + dy * rotation[1]
-    u = (modulus * torch.cos(angle)).to(quarter.dtype)[..., None, None]  # (4, B, C/2, 1, 1)
-    v = (modulus * torch.sin(angle)).to(quarter.dtype)[..., None, None]
-    real, imaginary = quarter.chunk(2, dim=1)
-    return _assemble(torch.cat([u * real - v * imaginary, v * real + u * imaginary], dim=2))
+    return _assemble(turn(quarter[None], modulus[..., None, None], angle[..., None, None], dim=2))
 
 
 def fill_quarters_full(quarter: Tensor, corner: Tensor, step_x: Tensor, step_y: Tensor) -> Tensor:
@@ -50,7 +66,8 @@ def fill_quarters_full(quarter: Tensor, corner: Tensor, step_x: Tensor, step_y: 
     along_x, along_y = _powers(step_x, width), _powers(step_y, height)
     moved = []
     for group, row, column in by_corner(quarter, corner):
-        products = [along_y[i - row] @ along_x[j - column] for i in (0, 1) for j in (0, 1)]
+        with full_precision(step_x):
+            products = [along_y[i - row] @ along_x[j - column] for i in (0, 1) for j in (0, 1)]
         moved.append(_apply(torch.cat(products), group))
     return _assemble(torch.cat(moved, dim=1))
 
@@ -63,8 +80,10 @@ def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
 
 def _powers(step: Tensor, exponent: int) -> dict[int, Tensor]:
     """{0: I, 1: step^n, -1: step^-n}; torch squares repeatedly, and the inverse is taken once, at the end."""
-    power = torch.linalg.matrix_power(step, exponent)
-    return {0: torch.eye(step.shape[0], dtype=step.dtype, device=step.device), 1: power, -1: torch.linalg.inv(power)}
+    with full_precision(step):
+        power = torch.linalg.matrix_power(step, exponent)
+        identity = torch.eye(step.shape[0], dtype=step.dtype, device=step.device)
+        return {0: identity, 1: power, -1: torch.linalg.inv(power)}
 
 
 def _apply(matrices: Tensor, z: Tensor) -> Tensor:

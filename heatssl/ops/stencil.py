@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heatssl.ops.precision import full_precision
+
 Boundary = Literal["interior", "replicate", "reflect"]
 Weights = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 
@@ -14,7 +16,7 @@ def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior
     """Apply one 3x3 stencil to each channel of a field.
 
     All channels go through a single convolution with C groups, so z is read once and no shifted copy of
-    it is made.
+    it is made. Autocast is left out: a field's own type decides, since its neighbours' differences cancel.
 
     Args:
         z: field (B, C, H, W), floating point.
@@ -33,7 +35,8 @@ def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior
     channels = z.shape[1]
     if boundary != "interior":
         z = F.pad(z, (1, 1, 1, 1), mode=boundary)
-    return F.conv2d(z, stencil.to(z).expand(channels, 1, 3, 3), groups=channels)
+    with full_precision(z):
+        return F.conv2d(z, stencil.to(z).expand(channels, 1, 3, 3), groups=channels)
 
 
 def check_field(z: Tensor, boundary: Boundary) -> None:

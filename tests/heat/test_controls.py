@@ -57,7 +57,7 @@ def test_copy_copies_and_only_constants_obey(field):
 
 
 def test_free_linear_has_one_matrix_per_offset(field):
-    law = FreeLinear(4, [*OFFSETS, (0, 0), (1, 0)]).double()
+    law = FreeLinear(4, [*map(list, OFFSETS), (0, 0), (1, 0)]).double()  # lists, as YAML has them
     assert sum(p.numel() for p in law.parameters()) == len(OFFSETS) * 4 * 4
     seen = [law.propagate(field, *offset) for offset in law.offsets]
     for moved, offset in zip(seen, law.offsets, strict=True):

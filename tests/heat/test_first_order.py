@@ -202,6 +202,12 @@ def test_commutator_and_spectral_radius_in_closed_form():
     assert spectral_radius(torch.tensor([[0.0, -2.0], [2.0, 0.0]])) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("angle", [-0.1, 4.0])
+def test_a_rotation_that_no_parameter_stands_for_is_refused(angle):
+    with pytest.raises(ValueError, match=f"max_rotation={angle}"):
+        FirstOrder(4, max_rotation=angle)
+
+
 def test_bf16_stays_close_to_float64(field):
     law = random_law(commuting=True)
     exact = law.propagate(field, dx=3, dy=-2)
