@@ -20,7 +20,7 @@ from torch import Tensor
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.errors import UserError
 
-_now = SimpleNamespace(visible=None)  # what encode_visible is encoding
+_now = SimpleNamespace(shown=None)  # what encode_visible is encoding
 
 Backbone = Any  # an nn.Module of timm: its patch_embed, blocks and norm are more than nn.Module declares
 
@@ -102,18 +102,19 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
     Raises:
         UserError: when the model is of another kind.
     """
-    if _takes_visible(backbone):
-        with _showing(visible):
-            return backbone.forward_features(images, visible=visible)
-    if not isinstance(backbone, VisionTransformer | Eva):
+    if not is_token_model(backbone):
         raise UserError(
             f"{type(backbone).__name__} cannot encode single patches: "
             "choose a vit_*, deit_* or eva* backbone, or an objective whose visible part is one block"
         )
-    grid = tuple(side // patch for side, patch in zip(images.shape[2:], backbone.patch_embed.patch_size, strict=True))
+    patch = backbone.patch_embed.patch_size
+    grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+    if _takes_visible(backbone):
+        with _showing(visible, grid):
+            return backbone.forward_features(images, visible=visible)
     tokens = embed_patches(backbone.patch_embed, images, visible)
     tokens = _add_positions(backbone, tokens, visible, grid)
-    with _showing(visible):
+    with _showing(visible, grid):
         if isinstance(backbone, Eva):
             tokens = _eva_blocks(backbone, tokens, visible, grid)
         else:
@@ -121,18 +122,21 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
     return backbone.norm(tokens)[:, backbone.num_prefix_tokens :]
 
 
-def patches_shown() -> Tensor | None:
-    """For a hook on a layer: the (B, n) patches that :func:`encode_visible` is encoding, None where it is not."""
-    return _now.visible
+def patches_shown() -> tuple[Tensor, tuple[int, int]] | None:
+    """For a hook on a layer: the patches (B, n) that :func:`encode_visible` encodes now, and their grid's two sides.
+
+    None where it does not.
+    """
+    return _now.shown
 
 
 @contextmanager
-def _showing(visible: Tensor) -> Iterator[None]:
-    before, _now.visible = _now.visible, visible
+def _showing(visible: Tensor, grid: tuple[int, int]) -> Iterator[None]:
+    before, _now.shown = _now.shown, (visible, grid)
     try:
         yield
     finally:
-        _now.visible = before
+        _now.shown = before
 
 
 def is_token_model(backbone: Backbone) -> bool:

@@ -19,9 +19,8 @@ from heatssl.evaluation.results import commit, hardware
 from heatssl.evaluation.source import Source, open_source
 from heatssl.export import load_backbone
 from heatssl.files import write_atomically
-from heatssl.heat import Laplace
+from heatssl.heat import Laplace, relative_residual
 from heatssl.objectives.objective import channel_std, rankme
-from heatssl.objectives.prior import relative_residual
 from heatssl.objectives.views import random_view, view_settings
 
 FIGURES = {  # by key: what it is called, and which way is better

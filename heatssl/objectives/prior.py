@@ -11,7 +11,7 @@ then filled in as a body at rest would be (:func:`heatssl.heat.harmonic_weights`
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,9 @@ class Prior(nn.Module):
                 if not self._fields[name]:
                     raise UserError(f"prior.layers: {name} takes no part in this objective: choose another layer")
                 try:
-                    values = [relative_residual(law, field.float()) for field in self._fields[name]]
+                    values = [
+                        heat.relative_residual(cast("heat.Law", law), field.float()) for field in self._fields[name]
+                    ]
                 except ValueError as error:
                     raise UserError(f"prior on {name}: {error}") from error
                 residuals[name] = torch.stack(values).mean()
@@ -133,24 +135,13 @@ class Prior(nn.Module):
         for part in shown:
             with contextlib.suppress(UserError):
                 return as_field(backbone, output, part)
-        visible = patches_shown()
-        if visible is None:
+        encoded = patches_shown()
+        if encoded is None:
             raise UserError(
                 f"a layer returns {tuple(output.shape)}, tokens without a grid: a prior needs an objective whose "
                 "backbone sees whole images, one block of them, or patches through encode_visible; use prior=none here"
             )
-        grid = [side // patch for side, patch in zip(images.shape[2:], backbone.patch_embed.patch_size, strict=True)]
-        return fill_in(output[:, int(getattr(backbone, "num_prefix_tokens", 0)) :], visible, (grid[0], grid[1]))
-
-
-def relative_residual(law: nn.Module, field: Tensor) -> Tensor:
-    """Mean residual of a field (B, C, h, w) over its variance, each channel about its mean over images and positions.
-
-    Returns:
-        scalar, the same for every multiple of a field under a linear law.
-    """
-    spread = field - field.mean(dim=(0, 2, 3), keepdim=True)
-    return law(field).mean() / spread.square().mean().clamp_min(1e-12)
+        return fill_in(output[:, int(getattr(backbone, "num_prefix_tokens", 0)) :], *encoded)
 
 
 def fill_in(tokens: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -174,10 +165,11 @@ def _layer(backbone: Any, layer: int | str) -> dict[str, Any]:
 
 def _law(name: str, channels: int, settings: dict[str, Any]) -> heat.Law:
     """The law ``heatssl.heat`` exports under this name in camel case; Laplace's alone does not ask for channels."""
+    public = {name: getattr(heat, name) for name in heat.__all__ if name not in ("Law", "Propagator")}
     laws = {
-        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", public).lower(): getattr(heat, public)
-        for public in heat.__all__
-        if public[0].isupper() and public not in ("Law", "Propagator")
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): kind
+        for name, kind in public.items()
+        if isinstance(kind, type) and issubclass(kind, heat.Law)
     }
     if name not in laws:
         raise UserError(f"unknown law {name!r}{did_you_mean(name, laws)}")

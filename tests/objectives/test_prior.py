@@ -11,8 +11,8 @@ from heatssl import heat, objectives
 from heatssl.backbones import create_backbone, feature_map, patches_shown, pooled_features
 from heatssl.config_folder import config_folder, options
 from heatssl.errors import UserError
+from heatssl.heat import relative_residual
 from heatssl.objectives import Objective, Outputs, attach_prior
-from heatssl.objectives.prior import relative_residual
 
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 PRIORS = [name for name in options("prior") if name != "none"]
@@ -69,11 +69,17 @@ def test_the_logged_residual_is_that_of_the_layers_field():
     assert logs["prior/blocks.1"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def asked_of(law: heat.Law) -> list[torch.Tensor]:
+    """The fields that a law's loss will be asked of."""
+    fields, loss = [], law.loss
+    law.loss = lambda field: (fields.append(field), loss(field))[1]
+    return fields
+
+
 def test_qb_heat_is_watched_on_its_visible_quarter():
     objective = objectives.create({"name": "qb_heat"}, vit(64), 64)
     attach_prior(objective, settings("first_order", layers=[-1]))
-    fields = []
-    objective.prior.laws[0].register_forward_pre_hook(lambda _law, inputs: fields.append(inputs[0]))
+    fields = asked_of(objective.prior.laws[0])
     outputs = objective(torch.randn(4, 3, 64, 64))
     assert [tuple(field.shape) for field in fields] == [(4, 48, 4, 4)]  # of an 8x8 grid
     assert outputs.logs.keys() >= {"loss/hidden", "prior/blocks.2"}
@@ -87,12 +93,12 @@ def test_scattered_patches_are_boundary_conditions(name):
         {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}, vit(64), 64
     )
     attach_prior(objective, settings(name, weight=0.5, layers=[1]))
-    tokens, shown, fields = [], [], []
+    tokens, shown, fields = [], [], asked_of(objective.prior.laws[0])
     objective.backbone.blocks[1].register_forward_hook(lambda _m, _i, output: tokens.append(output[:, 1:]))
     objective.backbone.blocks[1].register_forward_hook(lambda *_: shown.append(patches_shown()))
-    objective.prior.laws[0].register_forward_pre_hook(lambda _law, inputs: fields.append(inputs[0]))
     outputs = objective(torch.randn(2, 3, 64, 64))
-    (field,), (values,), (visible,) = fields, tokens, shown
+    (field,), (values,), ((visible, grid),) = fields, tokens, shown
+    assert grid == (8, 8)
     assert field.shape == (2, 48, 8, 8)
     held = torch.take_along_dim(field.flatten(2).transpose(1, 2), visible[..., None], dim=1)
     assert torch.allclose(held, values, atol=1e-5)
@@ -102,6 +108,18 @@ def test_scattered_patches_are_boundary_conditions(name):
     outputs.loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.prior.parameters())
     assert patches_shown() is None
+
+
+def test_views_of_another_size_are_fields_of_their_own():
+    """LeJEPA's local views have fewer patches than the images: they must not be laid out on the images' grid."""
+    objective = objectives.create({"name": "lejepa", "head_width": 16, "local_views": 1}, vit(64), 64)
+    attach_prior(objective, settings("laplace", layers=[1]))
+    fields, tokens = asked_of(objective.prior.laws[0]), []
+    objective.backbone.blocks[1].register_forward_hook(lambda _m, _i, output: tokens.append(output[:, 1:]))
+    objective(torch.randn(2, 3, 64, 64))
+    assert {tuple(field.shape[2:]) for field in fields} > {(8, 8)}, "global and local views"
+    for field, values in zip(fields, tokens, strict=True):
+        torch.testing.assert_close(field.flatten(2).transpose(1, 2), values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("test_resnet", "layer3"), ("test_convnext", "stages.1")])
@@ -162,11 +180,10 @@ def test_half_precision_does_not_reach_the_differences():
     objective = Supervised(vit(), 48).eval()
     attach_prior(objective, settings("laplace"))
     images = torch.randn(2, 3, 32, 32)
-    seen = []
-    objective.prior.laws[0].register_forward_pre_hook(lambda _law, inputs: seen.append(inputs[0].dtype))
+    seen = asked_of(objective.prior.laws[0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = objective(images)
-    assert seen == [torch.float32]
+    assert [field.dtype for field in seen] == [torch.float32]
     assert outputs.logs["prior/blocks.2"].item() == pytest.approx(
         objective(images).logs["prior/blocks.2"].item(), rel=0.05
     )
@@ -175,6 +192,7 @@ def test_half_precision_does_not_reach_the_differences():
 @pytest.mark.parametrize(
     ("changed", "fix"),
     [
+        ({"name": "transport"}, "unknown law 'transport'"),
         ({"name": "laplas"}, "laplace"),
         ({"layers": ["blocks.33"]}, "did you mean 'blocks"),
         ({"layers": [7]}, "no layer 7"),
