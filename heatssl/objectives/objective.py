@@ -14,7 +14,7 @@ class Outputs(NamedTuple):
 
     loss: Tensor  # scalar, to be minimised
     logs: dict[str, Tensor]  # detached scalars, cheap enough for every step
-    field: Tensor  # (B, C, h, w), detached: the features that the loss was made from; scattered ones (B, C, n, 1)
+    field: Tensor  # (B, C, h, w), detached: the features behind the loss, as encoded; scattered ones (B, C, n, 1)
 
 
 class Story(NamedTuple):
@@ -52,7 +52,8 @@ class Objective(nn.Module):
     def health(self, outputs: Outputs) -> dict[str, float]:
         """Figures that tell a collapsing or diverging run from a healthy one; costly, so only asked when logging.
 
-        A trivial field obeys every law: ``health/rankme`` near 1 or ``health/channel_std`` near 0 means collapse.
+        Features that are the same for all images can obey any law: ``health/rankme`` near 1 or ``health/channel_std``
+        near 0 means collapse.
         """
         return {
             "health/rankme": rankme(outputs.field.mean(dim=(2, 3))).item(),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones import encode_block, feature_map, geometry
-from heatssl.heat import Propagator
+from heatssl.heat import Propagator, relative_residual
 from heatssl.objectives.extrapolation import Extrapolation
 from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
@@ -80,12 +80,12 @@ class Quarter(Objective, ABC):
         """Fill the other three quarters by the law: (B, C, h/2, w/2), (B,) sorted -> (B, C, h, w)."""
 
     def forward(self, images: Tensor) -> Outputs:
-        """Normalised images (B, 3, S, S) -> loss over hidden patches, logs, the extrapolated field (B, C, h, w)."""
+        """Normalised images (B, 3, S, S) -> loss over hidden patches, logs, the quarter's field (B, C, h/2, w/2)."""
         corner = corners_of_batch(images)
         quarter = self.encode(images, corner)
         field = self.extrapolate(quarter, corner)
         loss, logs = self.pixel_loss(self.decoder(field), images, corner)
-        return Outputs(loss, logs, field.detach())
+        return Outputs(loss, logs, quarter.detach())
 
     def encode(self, images: Tensor, corner: Tensor) -> Tensor:
         """Encode the visible quarter alone: (B, 3, S, S), (B,) -> (B, C, h/2, w/2)."""
@@ -115,10 +115,10 @@ class Quarter(Objective, ABC):
 
     @torch.no_grad()
     def health(self, outputs: Outputs) -> dict[str, float]:
-        """Collapse figures, and the law's residual on the whole field, relative to the field's mean square."""
-        field = outputs.field.float()
-        relative = self.law.residual(field).mean() / field.square().mean().clamp_min(1e-12)
-        return super().health(outputs) | {"health/law_residual": relative.item()}
+        """Collapse figures of the quarter, before a law has turned it, and the relative residual of the whole field."""
+        quarter = outputs.field.float()
+        field = self.extrapolate(quarter, corners_of_batch(quarter))
+        return super().health(outputs) | {"health/law_residual": relative_residual(self.law, field).item()}
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
