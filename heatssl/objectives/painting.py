@@ -65,6 +65,10 @@ class RestPainter(nn.Module):
         self.maps = nn.Parameter(torch.randn(positions, channels, channels) * channels**-0.5) if law == "free" else None
         self.painter = painter(channels, painter_width, outputs)
 
+    def no_weight_decay(self) -> set[str]:
+        """A table of positions, as in timm's backbones."""
+        return {"table"}
+
     def forward(self, means: Tensor, index: Tensor) -> Tensor:
         """Means (B, D), row-major indices of patches (B, m) -> those patches (B, m, outputs)."""
         return self.painter(self.everywhere(self.to_rest(means), index))

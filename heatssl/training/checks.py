@@ -30,6 +30,8 @@ def check_settings(config: PretrainConfig) -> None:
         ("trainer.checkpoint_every", trainer.checkpoint_every, 1),
         ("trainer.keep_every", trainer.keep_every, 0),
         ("trainer.knn_every", trainer.knn_every, 0),
+        ("trainer.knn_train_size", trainer.knn_train_size, 1),
+        ("trainer.knn_val_size", trainer.knn_val_size, 1),
         ("trainer.gradient_clip", trainer.gradient_clip, 0),
         ("optimizer.warmup_steps", optimizer.warmup_steps, 0),
         ("optimizer.fade_in_steps", optimizer.fade_in_steps, 0),

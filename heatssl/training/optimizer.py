@@ -29,9 +29,9 @@ class Decay(NamedTuple):
 def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, Decay]:
     """Build the optimiser of all parameters of an objective that want a gradient.
 
-    Vectors (biases, scales of norms, a diagonal law) are never decayed, nor is what the backbone itself
-    exempts, such as position embeddings. ``muon`` and ``adamuon`` act on the weights of linear layers; position tables,
-    tokens, convolutions, vectors and the matrices of laws are AdamW's.
+    Vectors (biases, scales of norms) are never decayed, nor is what a module itself exempts by timm's
+    ``no_weight_decay``: a backbone its position embeddings, a law its turns. ``muon`` and ``adamuon`` act on the
+    weights of linear layers; position tables, tokens, convolutions, vectors and the matrices of laws are AdamW's.
 
     Raises:
         UserError: on a name that timm does not know.
@@ -39,7 +39,11 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
     known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in known:
         raise UserError(f"unknown optimizer.name={config.name!r}{did_you_mean(config.name, known)}")
-    exempt = {f"backbone.{name}" for name in getattr(objective.backbone, "no_weight_decay", set)()}
+    exempt = {
+        f"{path}.{name}"
+        for path, module in objective.named_modules()
+        for name in getattr(module, "no_weight_decay", set)()
+    }
 
     def groups(model: nn.Module) -> list[dict[str, object]]:
         by_decay = timm.optim.param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)

@@ -102,7 +102,7 @@ def test_vectors_and_positions_are_not_decayed(make_config: MakeConfig) -> None:
         for parameter in group["params"]
     }
     for name, parameter in module.objective.named_parameters():
-        free = parameter.ndim <= 1 or name.endswith((".bias", "pos_embed", "cls_token"))
+        free = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "law.raw_decay", "law.raw_rotation"))
         assert (id(parameter) in decayed) != free, name
     assert module.decay.decayed + module.decay.free == sum(p.numel() for p in module.objective.parameters())
 
@@ -115,6 +115,8 @@ def test_vectors_and_positions_are_not_decayed(make_config: MakeConfig) -> None:
         ({"precision": "16"}, "trainer.precision=16.*32, bf16"),
         ({"accelerator": "tpus"}, "trainer.accelerator=tpus"),
         ({"learning_rate": -1.0}, "optimizer.learning_rate"),
+        ({"knn_train_size": 0}, "trainer.knn_train_size=0"),
+        ({"knn_val_size": 0}, "trainer.knn_val_size=0"),
         ({"resume": "yes"}, "resume=yes.*auto, never"),
         ({"image_size": 40}, "quartered"),
         ({"backbone": "vit_tinny_patch16_224"}, "vit_tiny_patch16_224"),
