@@ -51,7 +51,7 @@ def random_blocks(
 def random_scales(
     batch: int, grid: tuple[int, int], visible: int, parts: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Visible patches that all lie in one rectangle, of any size that holds them, at any place of the grid.
+    """Visible patches that all lie in one rectangle, from the smallest square that holds them on, anywhere on the grid.
 
     Args:
         batch: number of images B.

@@ -48,14 +48,17 @@ class Health(L.Callback):
         if trainer.is_global_zero:
             self.metrics.note(module.objective.health(outputs))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The running sums."""
-        return {"sums": {key: value.item() for key, value in self.sums.items()}, "count": self.count}
+    def on_save_checkpoint(self, _: L.Trainer, module: "PretrainModule", checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        """The running sums, those of each process."""
+        state = {"sums": {key: value.item() for key, value in self.sums.items()}, "count": self.count}
+        checkpoint["health"] = module.of_every_process(state)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, _: L.Trainer, module: "PretrainModule", checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         """Continue the running sums."""
-        self.sums = {key: torch.tensor(value) for key, value in state["sums"].items()}
-        self.count = state["count"]
+        if "health" in checkpoint:  # absent from older checkpoints
+            state = checkpoint["health"][module.global_rank]
+            self.sums = {key: torch.tensor(value) for key, value in state["sums"].items()}
+            self.count = state["count"]
 
 
 def check_finite(module: "PretrainModule") -> None:

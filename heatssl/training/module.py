@@ -76,15 +76,15 @@ class PretrainModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain types only: torch refuses to unpickle anything else from a checkpoint."""
         checkpoint["hyper_parameters"] = asdict(self.config)
-        checkpoint["bad_files"] = self._of_every_process(self.bad_files.state_dict())
+        checkpoint["bad_files"] = self.of_every_process(self.bad_files.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting unreadable files."""
         if "bad_files" in checkpoint:  # absent from older checkpoints
             self.bad_files.load_state_dict(checkpoint["bad_files"][self.global_rank])
 
-    def _of_every_process(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """Each process counts its own files, and the first one writes for all."""
+    def of_every_process(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each process keeps for itself, in the order of their ranks: the first one writes for all."""
         states = [state] * self.trainer.world_size
         if len(states) > 1:
             torch.distributed.all_gather_object(states, state)

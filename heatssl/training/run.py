@@ -123,8 +123,6 @@ def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume
         SystemExit: when stopped by a signal.
     """
     settings = config.trainer
-    if settings.compile:
-        compile_parts(module.objective.backbone)
     start_step = resume.step if resume else 0
     # Only made once Lightning iterates over it: by then every process knows its rank.
     loader = TimedLoader(
@@ -157,6 +155,8 @@ def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume
         trainer = create_trainer(config, [callback for callback in callbacks if callback is not None])
         if trainer.world_size > 1:
             freeze_unused(module.objective, config.data.image_size)
+        if settings.compile:  # after that pass, which runs elsewhere and in another shape
+            compile_parts(module.objective.backbone)
         if is_first_process():
             claim_folder(config)
             remove_half_written(Path(config.output))

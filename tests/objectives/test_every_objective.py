@@ -17,7 +17,16 @@ SMALL = {  # the papers' heads and decoders are large
 }
 PAINTED = {"image", "label", "story", "visible", "reconstruction"}
 VIEWS = {"image", "label", "story", "first_view", "second_view"}
-PICTURES = {"mae": PAINTED, "simmim": PAINTED, "simclr": VIEWS, "lejepa": VIEWS}
+PICTURES = {
+    "mae": PAINTED,
+    "simmim": PAINTED,
+    "qb_heat": {*PAINTED, "law_residual"},
+    "finola": {*PAINTED, "law_residual"},
+    "heat_completion": {*PAINTED, "law_residual", "from_rest"},
+    "heat_jepa": {"image", "label", "story", "visible", "law_residual"},
+    "simclr": VIEWS,
+    "lejepa": VIEWS,
+}
 
 
 @pytest.mark.parametrize("name", objectives.names())
@@ -33,7 +42,7 @@ def test_pretrain_and_report(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         assert np.isfinite(line["train/loss"])
         assert {"health/rankme", "health/channel_std"} <= set(line)
     shown = np.load(run / "pictures.npz")
-    assert set(shown.files) == PICTURES.get(name, set(shown.files))
+    assert set(shown.files) == PICTURES[name]
     assert cli.main(["report", f"run={run}"]) == 0
     page = (run / "report.html").read_text()
     assert ("law residual" in page) == ("law_residual" in shown.files)
