@@ -74,3 +74,45 @@ def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [0, 1]
     assert lines[1]["train/loss"] == pytest.approx(sum(loss.item() for loss in losses), rel=1e-5)
     assert lines[1]["epoch"] == 16 / 80
+
+
+KILLED_ON_THE_WAY = """
+import os, sys
+from heatssl.config_file import load_config
+from heatssl.training import run
+from heatssl.training.checkpoint import Checkpoints
+
+after_step = Checkpoints.on_train_batch_end
+
+def killed(self, trainer, *arguments):
+    after_step(self, trainer, *arguments)
+    if trainer.global_step == 3:
+        os._exit(1)
+
+if len(sys.argv) > 2:
+    Checkpoints.on_train_batch_end = killed
+run.pretrain(load_config(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_averages_of_a_resumed_run_are_those_of_each_process(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The checkpoint of step 2 lies between two lines: each process must go on with the sums of its own images."""
+    (tmp_path / "killed.py").write_text(KILLED_ON_THE_WAY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    losses = []
+    for name, ways in (("killed", (["kill"], [])), ("whole", ([],))):
+        config = make_config(name, steps=4, log_every=4, checkpoint_every=2, knn_every=0)
+        save_config(config, tmp_path / f"{name}.yaml")
+        for way in ways:
+            words = [*command, tmp_path / "killed.py", tmp_path / f"{name}.yaml", *way]
+            run = subprocess.run(words, capture_output=True, text=True, check=False)
+            assert (run.returncode != 0) == bool(way), run.stderr
+            if way:
+                first, second = torch.load(Path(config.output) / "checkpoints/last.ckpt", weights_only=True)["health"]
+                assert first["count"] == second["count"] == 2
+                assert first["sums"]["train/loss"] != second["sums"]["train/loss"]
+        lines = [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
+        losses.append([(line["step"], line["train/loss"]) for line in lines if "train/loss" in line])
+    assert losses[0] == losses[1]
+    assert losses[0][0][0] == 4
