@@ -1,10 +1,11 @@
-"""Every attribution method by every score, against the masks of Oxford-IIIT Pet.
+"""Every attribution method by every score, against the masks of Oxford-IIIT Pet, or those of the generated scenes.
 
 python benchmarks/attribution_scores.py runs/a timm:vit_small_patch16_224.dino --data pets-trimap.tar --split train
+python benchmarks/attribution_scores.py runs/demo --images 300                   # pretrained on the scenes: those
 
 ``--split train`` to choose settings of methods, ``--split val`` once for what is reported. The object is the animal
-(1), the border (3) counts nowhere. A method that a backbone refuses is named and left out. Rows go to
-benchmarks/results/attribution_scores.jsonl; of equal ones the last counts in the table.
+(1), the border (3) counts nowhere; in a scene it is what the class is of. A method that a backbone refuses is named
+and left out. Rows go to benchmarks/results/attribution_scores.jsonl; of equal ones the last counts in the table.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> None:
     """Measure every source, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="run folders, timm:NAME, ...")
-    parser.add_argument("--data", type=Path, help="pets-trimap.tar")
+    parser.add_argument("--data", type=Path, help="pets-trimap.tar; without, the images of the run itself")
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--methods", nargs="+", default=None, help="all without")
     parser.add_argument("--scores", nargs="+", default=["all"])
@@ -42,16 +43,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
-    if arguments.runs and arguments.data is None and not arguments.table:
-        parser.error("--data names the tar with images and masks")
     torch.set_num_threads(1)
     if not arguments.table:
         for run in arguments.runs:
             config = AttributeConfig(
                 run=run,
                 methods=arguments.methods or method_names(),
-                data=DataConfig("tar", str(arguments.data)),
-                ignore=[3],
+                data=DataConfig("tar", str(arguments.data)) if arguments.data else None,
+                ignore=[3] if arguments.data else [],
                 scores=arguments.scores,
                 target=arguments.target,
                 split=arguments.split,
@@ -91,7 +90,7 @@ def table(lines: list[str]) -> str:
         entry = json.loads(line)
         run = entry.pop("run")
         row = Row(**entry)
-        newest[run, row.method, row.score, row.target, row.split, str(row.seed)] = run, row
+        newest[run, row.data, row.method, row.score, row.target, row.split, str(row.seed)] = run, row
     runs = dict.fromkeys(run for run, _ in newest.values())
     return "\n\n".join(f"## {run}\n\n{markdown([row for of, row in newest.values() if of == run])}" for run in runs)
 
