@@ -301,6 +301,7 @@ def test_bfloat16_stays_near(kind, normaliser):
         ("gau_tiny_patch16_224", {"positions": "absolute"}, "positions must be one of"),
         ("gau_tiny_patch16_224", {"pos_embed": "sincos"}, "pos_embed must be none or learn"),
         ("gau_tiny_patch16_224", {"norm_place": "middle"}, "norm_place must be pre or post"),
+        ("gau_tiny_patch16_224", {"global_pool": "token"}, "global_pool must be avg or empty, not 'token'"),
         ("gau_tiny_patch16_224", {"key_width": 6}, "4 divides"),
         ("flash_small_patch16_224", {"chunk": 0}, "at least 1 patch"),
         ("roformer_v2_small_patch16_224", {"num_heads": 5}, "do not divide"),
