@@ -155,6 +155,16 @@ def test_a_file_that_heatssl_wrote_describes_itself(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
 
 
+def test_a_classifier_that_does_not_describe_itself_is_read_by_name(plain: nn.Module, tmp_path: Path) -> None:
+    """As ``heatssl finetune`` wrote them at first; the advice to write FILE?NAME must be of use."""
+    path = tmp_path / "finetuned.safetensors"
+    inside = {f"backbone.{key}": value for key, value in plain.state_dict().items() if not key.startswith("head.")}
+    safetensors.torch.save_file(inside | {"head.weight": torch.zeros(7, 3)}, path)
+    with pytest.raises(UserError, match=r"finetuned\.safetensors\?NAME"):
+        load_backbone(path)
+    assert same_features(load_backbone(f"{path}?test_vit")[0], plain)
+
+
 def test_files_that_cannot_be_used_are_named(plain: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with pytest.raises(UserError, match="there is no file"):
