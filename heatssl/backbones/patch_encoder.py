@@ -38,7 +38,8 @@ class PatchEncoder(nn.Module):
         positions, position_base, position_scale, position_window: see
             :class:`heatssl.backbones.positions.PositionSettings`.
         normaliser, log_n_at_test: see :class:`heatssl.backbones.normalisers.NormaliserSettings`.
-        length: tokens at training; null: the patches of an image of ``img_size``.
+        length: tokens at training; null: the patches of an image of ``img_size``, or of one chunk of it. Weights do not
+            hold it: name it where they are loaded into a model of another ``img_size`` than that of their training.
 
     Raises:
         ValueError: on settings out of their range.
@@ -125,6 +126,8 @@ class PatchEncoder(nn.Module):
 
     def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Encode images, or some patches of each; the cost is that of these patches alone.
+
+        With several chunks (``flash_*``) each has as many places as the largest could need, also where few are taken.
 
         Args:
             x: normalised images (B, 3, H, W).
