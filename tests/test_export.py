@@ -39,6 +39,14 @@ def test_plain_timm_loads_the_file(run: Path) -> None:
     model.load_state_dict(safetensors.torch.load_file(run / "backbone.safetensors"))
 
 
+def test_a_run_whose_arguments_name_a_size_of_their_own_still_loads(tmp_path: Path) -> None:
+    """New runs are refused such arguments, but older ones were trained with them."""
+    (tmp_path / "config.yaml").touch()
+    info = BackboneInfo(INFO.name, 32, ARGUMENTS | {"img_size": 64})
+    save_backbone(tmp_path, create_backbone(INFO.name, 64, **ARGUMENTS), info)
+    assert load_backbone(tmp_path)[0].patch_embed.img_size == (64, 64)
+
+
 def test_names_of_a_compiled_wrapper_do_not_reach_the_file(tmp_path: Path) -> None:
     wrapped = torch.compile(create_backbone(INFO.name, INFO.image_size, **ARGUMENTS))
     save_backbone(tmp_path, wrapped, INFO)
