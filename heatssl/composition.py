@@ -52,10 +52,11 @@ def compose(command: str, overrides: list[str]) -> Any:
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(command, error, overrides)) from error
-    _check_root(getattr(config, "data", None))
+    _check_data(getattr(config, "data", None))
     if isinstance(config, PretrainConfig):
         _check_group("objective", config.objective)
         _check_group("prior", config.prior)
+        _check_backbone(config.backbone_arguments)
     return config
 
 
@@ -128,9 +129,15 @@ def _close(word: str, names: dict[str, str], cutoff: float) -> str | None:
     return names[matches[0]] if matches else None
 
 
-def _check_root(data: DataConfig | None) -> None:
-    if data is not None and data.name != "shapes" and not data.root:
+def _check_data(data: DataConfig | None) -> None:
+    if data is None:
+        return
+    if data.name != "shapes" and not data.root:
         raise UserError(f"data={data.name} needs data.root=PATH")
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if len(values) != 3 or (key == "std" and min(values) <= 0):
+            kind = "positive numbers" if key == "std" else "numbers"
+            raise UserError(f"data.{key}={values}: give three {kind}, of red, green and blue in [0, 1]")
 
 
 def _check_group(group: str, settings: dict[str, Any]) -> None:
@@ -147,6 +154,14 @@ def _check_group(group: str, settings: dict[str, Any]) -> None:
         if default is not None and not _fits(value, type(default)):
             expected = f"{_describe(type(default))}, such as {_yaml(default)}"
             raise UserError(f"{group}.{key}={value}: expected {expected}")
+
+
+def _check_backbone(arguments: dict[str, Any]) -> None:
+    """What every backbone is given already: timm would make the model for other images than it is shown."""
+    fixes = {"img_size": "set data.image_size instead", "num_classes": "leave it out, a backbone ends in features"}
+    for key, fix in fixes.items():
+        if key in arguments:
+            raise UserError(f"backbone_arguments.{key}={arguments[key]}: {fix}")
 
 
 def _fits(value: Any, kind: type) -> bool:

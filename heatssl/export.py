@@ -34,6 +34,10 @@ class BackboneInfo:
     step: int = 0  # optimiser steps behind the weights; 0 for weights that no run of ours made
     format: str = FORMAT
 
+    def to_json(self) -> str:
+        """The contents of ``backbone.json``, and of the metadata beside weights."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True)
+
     def describe(self) -> str:
         """For messages: ``vit_tiny_patch16_224 (depth=6) at 64 px``."""
         arguments = ", ".join(f"{key}={value}" for key, value in sorted(self.arguments.items()))
@@ -49,7 +53,7 @@ def save_backbone(folder: Path, backbone: nn.Module, info: BackboneInfo, prefix:
     # Names a compiled wrapper has given must not reach the file: plain timm loads it.
     state = {key.replace("_orig_mod.", ""): value for key, value in backbone.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    description = json.dumps(asdict(info), indent=2, sort_keys=True)
+    description = info.to_json()
     weights = safetensors.torch.save(tensors, metadata={"backbone": description})
     write_atomically(folder / f"{prefix}backbone.safetensors", lambda file: file.write(weights))
     write_atomically(folder / f"{prefix}backbone.json", lambda file: file.write(description.encode()))
@@ -83,8 +87,9 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
     Args:
         source: a run folder (its last weights); ``RUN/best`` (best by online kNN); ``timm:NAME`` (pretrained
             weights) or ``timm:NAME?random`` (random ones, drawn from torch's global generator);
-            ``hf-hub:USER/NAME`` and ``local-dir:FOLDER`` as timm takes them; ``FILE.safetensors`` that heatssl wrote;
-            ``FILE?NAME``, weights (.safetensors, .pth, .pt, .bin) of timm's model NAME, classifier or none.
+            ``hf-hub:USER/NAME`` and ``local-dir:FOLDER`` as timm takes them; ``FILE.safetensors`` that heatssl wrote,
+            of a classifier its backbone; ``FILE?NAME``, weights (.safetensors, .pth, .pt, .bin) of timm's model NAME,
+            classifier or none.
 
     Raises:
         UserError: when the folder is missing or holds no backbone, when the weights do not fit the
@@ -105,7 +110,9 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
         tensors = safetensors.torch.load_file(weights_path)
     except safetensors.SafetensorError as error:
         raise UserError(f"{weights_path} is damaged ({error}): copy it again or pretrain again") from error
-    mismatch = first_mismatch(tensors, backbone.state_dict())
+    wanted = backbone.state_dict()
+    tensors = _without_classifier(tensors, wanted)
+    mismatch = first_mismatch(tensors, wanted)
     if mismatch:
         raise UserError(
             f"{weights_path} holds weights of {_described_in(weights_path)}, "
@@ -113,6 +120,12 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
         )
     backbone.load_state_dict(tensors)
     return backbone.eval(), info
+
+
+def _without_classifier(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The backbone of a file of ``heatssl finetune``, whose keys say ``backbone.`` first; other files as they are."""
+    inside = {key.removeprefix("backbone."): value for key, value in found.items() if key.startswith("backbone.")}
+    return inside if inside and wanted.keys().isdisjoint(found) else found
 
 
 def first_mismatch(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
@@ -217,8 +230,9 @@ def _load_file(backbone: nn.Module, path: Path, name: str) -> None:
         ) from error
     # timm's own models translate the names of their authors' files.
     translate = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    found = translate(found, backbone) if translate else found
     wanted = backbone.state_dict()
+    found = _without_classifier(found, wanted)
+    found = translate(found, backbone) if translate else found
     mismatch = first_mismatch({key: found[key] for key in found if key in wanted}, wanted)
     if mismatch:
         raise UserError(f"{path} does not hold weights of {name}: {mismatch}")

@@ -98,6 +98,23 @@ def test_backbone_arguments_take_any_key_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("backbone_arguments.img_size=128", "set data.image_size instead"),
+        ("backbone_arguments={num_classes: 10}", "leave it out"),
+        ("data.mean=[0.5]", "three numbers"),
+        ("data.std=[0.2,0.2]", "three positive numbers"),
+        ("data.std=[0.2,0.0,0.2]", "three positive numbers"),
+    ],
+)
+def test_what_would_build_or_feed_another_model_than_was_meant_is_refused(word: str, fix: str) -> None:
+    """A backbone for images of 128 pixels would be shown those of 64, at several times the cost or worse."""
+    with pytest.raises(UserError, match=fix) as caught:
+        compose("pretrain", [word])
+    assert word.partition("=")[0].partition(".")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "path",
     ["/a b/c", "/a,b", "/a=b", "/a(1)/[x]{y}", "/it's", "relative/x.tar", "/ünï", "1e3", "[a]", "a: b", "#x"],
 )

@@ -39,6 +39,14 @@ def test_plain_timm_loads_the_file(run: Path) -> None:
     model.load_state_dict(safetensors.torch.load_file(run / "backbone.safetensors"))
 
 
+def test_a_run_whose_arguments_name_a_size_of_their_own_still_loads(tmp_path: Path) -> None:
+    """New runs are refused such arguments, but older ones were trained with them."""
+    (tmp_path / "config.yaml").touch()
+    info = BackboneInfo(INFO.name, 32, ARGUMENTS | {"img_size": 64})
+    save_backbone(tmp_path, create_backbone(INFO.name, 64, **ARGUMENTS), info)
+    assert load_backbone(tmp_path)[0].patch_embed.img_size == (64, 64)
+
+
 def test_names_of_a_compiled_wrapper_do_not_reach_the_file(tmp_path: Path) -> None:
     wrapped = torch.compile(create_backbone(INFO.name, INFO.image_size, **ARGUMENTS))
     save_backbone(tmp_path, wrapped, INFO)
@@ -153,6 +161,16 @@ def test_a_file_that_heatssl_wrote_describes_itself(tmp_path: Path) -> None:
     again, info = load_backbone(moved)
     assert info == INFO
     assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
+
+
+def test_a_classifier_that_does_not_describe_itself_is_read_by_name(plain: nn.Module, tmp_path: Path) -> None:
+    """As ``heatssl finetune`` wrote them at first; the advice to write FILE?NAME must be of use."""
+    path = tmp_path / "finetuned.safetensors"
+    inside = {f"backbone.{key}": value for key, value in plain.state_dict().items() if not key.startswith("head.")}
+    safetensors.torch.save_file(inside | {"head.weight": torch.zeros(7, 3)}, path)
+    with pytest.raises(UserError, match=r"finetuned\.safetensors\?NAME"):
+        load_backbone(path)
+    assert same_features(load_backbone(f"{path}?test_vit")[0], plain)
 
 
 def test_files_that_cannot_be_used_are_named(plain: nn.Module, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
         name: any name of ``timm.list_models()``, ``hf-hub:user/name`` or ``local-dir:folder``.
         image_size: pixels of the square input; sizes position embeddings where the model has them.
         pretrained: load timm's weights (needs network or timm's cache).
-        **arguments: passed on to ``timm.create_model``, for example ``patch_size=8, depth=6``.
+        **arguments: passed on to ``timm.create_model``, for example ``patch_size=8, depth=6``; an ``img_size`` among
+            them, as some older runs have it, is the model's in place of ``image_size``.
 
     Raises:
         UserError: on an unknown name (the nearest one is named), on arguments that the model does not take,
@@ -36,10 +37,11 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
         )
     try:
         try:
-            backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size, **arguments)
+            sized = {"img_size": image_size} | arguments
+            backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
         except TypeError as error:
             # Convolutional models take any size and have no such argument.
-            if "img_size" not in str(error):
+            if "img_size" in arguments or "img_size" not in str(error):
                 raise
             backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
+from timm.models import checkpoint, checkpoint_seq
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.errors import UserError
+
+PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # as timm's models name them, in their order
 
 _now = SimpleNamespace(shown=None)  # what encode_visible is encoding
 
@@ -118,7 +121,8 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
         if isinstance(backbone, Eva):
             tokens = _eva_blocks(backbone, tokens, visible, grid)
         else:
-            tokens = backbone.blocks(backbone.norm_pre(tokens))
+            tokens = backbone.norm_pre(tokens)
+            tokens = checkpoint_seq(backbone.blocks, tokens) if backbone.grad_checkpointing else backbone.blocks(tokens)
     return backbone.norm(tokens)[:, backbone.num_prefix_tokens :]
 
 
@@ -154,13 +158,14 @@ def _has_other_size(backbone: Backbone, images: Tensor) -> bool:
 
 
 def _add_positions(backbone: Backbone, tokens: Tensor, visible: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Prepend class and register tokens and add each token's row of the position table (B, n, C) -> (B, k + n, C)."""
+    """Prepend class and other tokens and add each token's row of the position table (B, n, C) -> (B, k + n, C)."""
     batch = tokens.shape[0]
-    prefix = [
-        token.expand(batch, -1, -1)
-        for token in (getattr(backbone, "cls_token", None), getattr(backbone, "reg_token", None))
-        if token is not None
-    ]
+    found = [getattr(backbone, name, None) for name in PREFIX_TOKENS]
+    prefix = [token.expand(batch, -1, -1) for token in found if token is not None]
+    if sum(token.shape[1] for token in prefix) != backbone.num_prefix_tokens:
+        raise UserError(
+            f"{type(backbone).__name__} has tokens before its patches that are not known here: choose another backbone"
+        )
     table = backbone.pos_embed
     if table is not None:
         in_table = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
@@ -186,9 +191,8 @@ def _eva_blocks(backbone: Backbone, tokens: Tensor, visible: Tensor, grid: tuple
         # As in timm: a head axis of size one for axial embeddings, depth first for mixed ones.
         rope = rope.transpose(0, 1) if getattr(backbone, "rope_mixed", False) else rope.unsqueeze(1)
     for depth, block in enumerate(backbone.blocks):
-        tokens = block(
-            tokens, rope=rope[depth] if rope is not None and getattr(backbone, "rope_mixed", False) else rope
-        )
+        turned = rope[depth] if rope is not None and getattr(backbone, "rope_mixed", False) else rope
+        tokens = checkpoint(block, tokens, rope=turned) if backbone.grad_checkpointing else block(tokens, rope=turned)
     return tokens
 
 

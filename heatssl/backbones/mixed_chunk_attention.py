@@ -5,6 +5,9 @@
 
 Chunks are squares of the patch grid here, not runs of a sequence; nothing is causal. The cost is linear in the
 number of tokens.
+
+Across chunks queries and keys are turned by their places alone, before they meet. A window of offsets (``rerope``,
+``leaky_rerope``) has no such form: it acts inside chunks, and across them positions are plain ``rope``.
 """
 
 from typing import Any

@@ -12,6 +12,7 @@ from torch import nn
 from heatssl.backbones.flash import MixedChunkEncoder
 from heatssl.backbones.gau import GatedAttentionEncoder
 from heatssl.backbones.patch_encoder import PatchEncoder
+from heatssl.backbones.position_table import checkpoint_filter_fn
 from heatssl.backbones.roformer_v2 import RoFormerEncoder
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
@@ -60,7 +61,8 @@ default_cfgs = generate_default_cfgs(
 def _register(name: str, model: type[PatchEncoder], settings: dict[str, int]) -> None:
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         features = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
-        return build_model_with_cfg(model, name, pretrained, feature_cfg=features, **settings | arguments)
+        loading: dict[str, Any] = {"feature_cfg": features, "pretrained_filter_fn": checkpoint_filter_fn}
+        return build_model_with_cfg(model, name, pretrained, **loading, **settings | arguments)
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{model.__name__} of {settings}."

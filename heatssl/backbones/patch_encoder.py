@@ -38,7 +38,8 @@ class PatchEncoder(nn.Module):
         positions, position_base, position_scale, position_window: see
             :class:`heatssl.backbones.positions.PositionSettings`.
         normaliser, log_n_at_test: see :class:`heatssl.backbones.normalisers.NormaliserSettings`.
-        length: tokens at training; null: the patches of an image of ``img_size``.
+        length: tokens at training; null: the patches of an image of ``img_size``, or of one chunk of it. Weights do not
+            hold it: name it where they are loaded into a model of another ``img_size`` than that of their training.
 
     Raises:
         ValueError: on settings out of their range.
@@ -77,7 +78,7 @@ class PatchEncoder(nn.Module):
         if pos_embed not in ("none", "learn"):
             raise ValueError(f"pos_embed must be none or learn, not {pos_embed!r}")
         self.num_classes = num_classes
-        self.global_pool = global_pool
+        self.global_pool = pool_of(global_pool)
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(
@@ -125,6 +126,8 @@ class PatchEncoder(nn.Module):
 
     def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Encode images, or some patches of each; the cost is that of these patches alone.
+
+        With several chunks (``flash_*``) each has as many places as the largest could need, also where few are taken.
 
         Args:
             x: normalised images (B, 3, H, W).
@@ -214,9 +217,7 @@ class PatchEncoder(nn.Module):
         """Another number of classes, 0 for none; another pool: ``avg`` or empty."""
         self.num_classes = num_classes
         if global_pool is not None:
-            if global_pool not in ("", "avg"):
-                raise ValueError(f"global_pool must be avg or empty, not {global_pool!r}")
-            self.global_pool = global_pool
+            self.global_pool = pool_of(global_pool)
         weight = self.patch_embed.proj.weight
         new = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         self.head = new.to(weight.device, weight.dtype)
@@ -255,6 +256,17 @@ class PatchEncoder(nn.Module):
         """The chosen patches only, (B, 3, H, W), (B, n) -> (B, n, d)."""
         tokens = embed_patches(self.patch_embed, images, visible)
         return tokens if self.position_table is None else tokens + self.position_table(grid)[0, visible]
+
+
+def pool_of(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: when there is no such pool: tokens that nothing pools would pass for logits.
+    """
+    if name not in ("", "avg"):
+        raise ValueError(f"global_pool must be avg or empty, not {name!r}")
+    return name
 
 
 def grid_places(images: Tensor, rows: int, columns: int) -> Tensor:

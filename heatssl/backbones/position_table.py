@@ -1,5 +1,8 @@
 """A table of absolute positions, one learned vector for each patch of the grid of training."""
 
+import math
+from typing import Any
+
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import register_notrace_module
@@ -31,6 +34,22 @@ class PositionTable(nn.Module):
         """As timm resamples the tables of its ViTs, bicubic and antialiased."""
         table: Tensor = resample_abs_pos_embed(self.weight, list(grid), [self.rows, self.columns], num_prefix_tokens=0)
         return table
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Weights as a model of another size takes them, where timm loads them (``pretrained=True``).
+
+    A table of another number of patches, which had as many rows as columns, is resampled as in the forward pass.
+    """
+    table = state_dict.get("position_table.weight")
+    wanted = model.position_table
+    if table is None or wanted is None or table.shape[1] == wanted.weight.shape[1]:
+        return state_dict
+    side = math.isqrt(table.shape[1])
+    if side * side != table.shape[1]:
+        return state_dict  # it could be any grid: loading names both shapes
+    resampled = resample_abs_pos_embed(table, [wanted.rows, wanted.columns], [side, side], num_prefix_tokens=0)
+    return state_dict | {"position_table.weight": resampled}
 
 
 register_notrace_module(PositionTable)  # branches on the size of the image

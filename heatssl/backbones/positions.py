@@ -11,6 +11,8 @@ column. Beyond the offsets met in training the fast turns are noise; each of the
 * ``leaky_rerope``: beyond it they grow on, by 1 / ``scale`` a patch. A scale below 1 is the inverse (kexue.fm 9728):
   train so, with steps above one outside the window, and evaluate with ``rope``.
 
+With a scale of 1, the default, ``ntk``, ``ntk_mixed`` and ``leaky_rerope`` are ``rope``: set it for a larger grid.
+
 Nothing here has weights: :func:`heatssl.backbones.set_positions` changes a trained model.
 """
 

@@ -16,15 +16,17 @@ def decode(data: bytes) -> Image.Image:
     16-bit greys keep their range: Pillow's own conversion would clip everything over 255 to white.
 
     Raises:
+        ValueError: on a pixel that is no number.
         Exception: whatever the decoder raises on a damaged file.
     """
     image: Image.Image = _open(data)
     image.load()
+    is_tiff = image.format == "TIFF"
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_to_8_bits(np.asarray(image), is_tiff)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -47,7 +49,15 @@ def _open(data: bytes) -> Image.Image:
         raise UnidentifiedImageError("not an image, or of an unknown format") from error
 
 
-def _to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
-    # TIFF alone stores floats, and does not say what is white: 1, or else the brightest pixel.
-    white = max(float(grey.max()), 1.0) if grey.dtype.kind == "f" else 65535.0
-    return (np.clip(grey / white, 0, 1) * 255).round().astype(np.uint8)
+def _to_8_bits(grey: NDArray[Any], is_tiff: bool) -> NDArray[np.uint8]:
+    return (np.clip(grey / _white(grey, is_tiff), 0, 1) * 255).round().astype(np.uint8)
+
+
+def _white(grey: NDArray[Any], is_tiff: bool) -> float:
+    """TIFF alone stores floats and integers of 32 bits, and does not say what is white."""
+    brightest = float(grey.max())
+    if grey.dtype.kind == "f":
+        if not np.isfinite(grey).all():
+            raise ValueError("pixels that are no numbers (NaN or infinite)")
+        return max(brightest, 1.0)
+    return 255.0 if is_tiff and grey.dtype.itemsize > 2 and brightest <= 255 else 65535.0

@@ -95,15 +95,26 @@ def _class_names(base: Path, split: Split, expected: int | None) -> list[str]:
 
 
 def _visible_folders(folder: Path) -> list[Path]:
-    entries = os.scandir(folder)
-    return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    """Those inside a folder, sorted; a link to a folder that holds this one is none of them."""
+    children = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    here = folder.resolve()
+    return [child for child in children if child.name[0] != "." and not here.is_relative_to(child.resolve())]
 
 
 def images_below(folder: Path) -> list[str]:
-    """Paths of all images below a folder, relative to it, sorted; links to folders are followed."""
+    """Paths of all images below a folder, relative to it, sorted.
+
+    Links to folders are followed, but for those to a folder that was met already or that holds this one.
+    """
     found = []
+    met = set(folder.resolve().parents)
     for parent, children, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        children[:] = [child for child in children if not child.startswith(".")]
+        place = Path(parent).resolve()
+        if place in met:
+            children.clear()
+            continue
+        met.add(place)
+        children[:] = sorted(child for child in children if not child.startswith("."))
         below = Path(parent).relative_to(folder)
         found += [(below / file).as_posix() for file in files if is_image(file)]
     return sorted(found)

@@ -1,8 +1,7 @@
-"""``data=tar``: one plain tar file in ImageFolder layout, read in place."""
+"""``data=tar``: one plain tar file in ImageFolder layout, read in place, as if it were unpacked."""
 
 import os
 import tarfile
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -131,7 +130,7 @@ def index_of(path: Path, version: tuple[int, ...], below: str = "") -> dict[Spli
     ``masks``.
 
     Raises:
-        UserError: when the file is no complete tar, or holds no images.
+        UserError: when the file is no complete tar, holds no images, or some that cannot be read in place.
     """
     found = _index(path, version)
     if not found:
@@ -145,47 +144,80 @@ def locate(path: Path, name: str) -> Entry | None:
     """The outermost file of this name, such as ``annotations/train.json``, below any folders; None when there is none.
 
     Raises:
-        UserError: when the file is no complete tar.
+        UserError: when the file is no complete tar, or what has the name cannot be read in place.
     """
     wanted = PurePosixPath(name).parts
-    found = [member for member in _members(path) if PurePosixPath(member.name).parts[-len(wanted) :] == wanted]
+    files = _files(path)
+    found = [each for each in files if PurePosixPath(each).parts[-len(wanted) :] == wanted]
     if not found:
         return None
-    outermost = min(found, key=lambda member: len(PurePosixPath(member.name).parts))
-    return Entry(name, outermost.offset_data, outermost.size)
+    outermost = min(found, key=lambda each: len(PurePosixPath(each).parts))
+    entry = files[outermost]
+    if entry is None:
+        raise _not_in_place(path, [outermost])
+    return entry._replace(path=name)
 
 
 @lru_cache(maxsize=4)
 def _index(path: Path, _version: tuple[int, ...]) -> dict[PurePosixPath, dict[str, list[Entry]]]:
     """Images by what stands before their split; a file of another version (size, times) is read anew."""
     found: dict[PurePosixPath, dict[str, list[Entry]]] = {}
-    for member in _members(path):
-        place = _place(member.name)
-        if place is not None:
-            prefix, split, below = place
+    elsewhere = []
+    for name, entry in _files(path).items():
+        place = _place(name)
+        if place is None:
+            continue
+        prefix, split, below = place
+        if entry is None:
+            elsewhere.append(name)  # whatever its name: a link may stand for a folder of images
+        elif is_image(below):
             splits = found.setdefault(prefix, {each: [] for each in SPLITS})
-            splits[split].append(Entry(below, member.offset_data, member.size))
+            splits[split].append(entry._replace(path=below))
+    if elsewhere:
+        raise _not_in_place(path, elsewhere)
     return found
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Plain files of a tar, in its order."""
+def _not_in_place(path: Path, names: list[str]) -> UserError:
+    return UserError(
+        f"{path} holds {len(names):,} links or sparse files that cannot be read in place, {names[0]} first: "
+        "pack it again with `tar -h` and without `-S`"
+    )
+
+
+def _files(path: Path) -> dict[str, Entry | None]:
+    """Files by their path in a tar; None where one is a symbolic link, sparse, or a hard link to no file before it.
+
+    As if it were unpacked: of several files of one path the last one counts, and a hard link is the file it names.
+    """
+    found: dict[str, Entry | None] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
+                name = str(PurePosixPath(member.name))
                 if member.isreg() and not member.issparse():
-                    yield member
+                    found[name] = Entry(name, member.offset_data, member.size)
+                elif member.isreg() or member.issym():
+                    found[name] = None
+                elif member.islnk():
+                    found[name] = found.get(str(PurePosixPath(member.linkname)))
+            # tarfile ends at a damaged header, and where the file ends, as it does at the zeros behind the last file.
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
     except tarfile.ReadError as error:
         raise UserError(f"{path} is not a complete tar file ({error}): copy or pack it again") from error
+    return found
 
 
 def _place(name: str) -> tuple[PurePosixPath, str, str] | None:
-    """What stands before the split, the split, and the path below it; None when this is no visible image."""
+    """What stands before the split, the split, and the path below it; None for what is hidden or in no split."""
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     depth = next((depth for depth, part in enumerate(parts[:-1]) if part in SPLITS), None)
-    if hidden or depth is None or not is_image(parts[-1]):
+    if hidden or depth is None:
         return None
     return PurePosixPath(*parts[:depth]), parts[depth], "/".join(parts[depth + 1 :])
 

@@ -30,6 +30,7 @@ from heatssl.evaluation.processes import is_first, parallel, rank_and_world, tot
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, open_source
 from heatssl.evaluation.supervised import Plan, train_on_labels
+from heatssl.export import BackboneInfo
 from heatssl.files import write_atomically
 
 
@@ -52,8 +53,9 @@ class Classifier(nn.Module):
 def run_finetune(config: FinetuneConfig) -> list[Result]:
     """Train on train, test on val once, print the table, add it to ``evaluation.json``.
 
-    The classifier is kept as ``finetuned.safetensors``, its keys ``backbone.*`` (timm's) and ``head.*``. After every
-    epoch the state is written, and the same command goes on from there.
+    The classifier is kept as ``finetuned.safetensors``, its keys ``backbone.*`` (timm's) and ``head.*``; its backbone
+    is a source as any other, ``run=RUN/finetuned.safetensors``. After every epoch the state is written, and the same
+    command goes on from there.
 
     Returns:
         The result of the weights, then, when asked for, that of the same architecture from scratch.
@@ -76,7 +78,7 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
             _result(weights, accuracy(classifier, val, data, source.device), source, config, train, val, start)
         )
         if len(results) == 1 and is_first():
-            _save(source.output / "finetuned.safetensors", classifier, train.classes)
+            _save(source.output / "finetuned.safetensors", classifier, train.classes, source.info)
     return finish(source, results)
 
 
@@ -93,10 +95,11 @@ def _check_settings(config: FinetuneConfig) -> None:
 
 def _with_drop_path(backbone: nn.Module, source: Source, rate: float) -> nn.Module:
     """The same weights in a model that leaves layers out at random."""
-    if not rate:
+    arguments = source.info.arguments | {"drop_path_rate": rate}  # whatever it was pretrained with
+    if not rate and "drop_path_rate" not in source.info.arguments:
         return backbone
     try:
-        model = create_backbone(source.info.name, source.info.image_size, **source.info.arguments, drop_path_rate=rate)
+        model = create_backbone(source.info.name, source.info.image_size, **arguments)
     except UserError as error:
         raise UserError(f"{source.info.name} takes no drop path ({error}): set drop_path=0") from error
     model.load_state_dict(backbone.state_dict())
@@ -168,9 +171,10 @@ def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torc
     return answered / max(1, images)
 
 
-def _save(path: Path, model: nn.Module, classes: list[str]) -> None:
+def _save(path: Path, model: nn.Module, classes: list[str], info: BackboneInfo) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    content = safetensors.torch.save(tensors, metadata={"classes": json.dumps(classes)})
+    metadata = {"classes": json.dumps(classes), "backbone": info.to_json()}
+    content = safetensors.torch.save(tensors, metadata=metadata)
     write_atomically(path, lambda file: file.write(content))
 
 

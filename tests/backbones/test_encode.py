@@ -15,10 +15,12 @@ from heatssl.backbones import (
 )
 from heatssl.errors import UserError
 
-# One name per way of telling positions: absolute, absolute without class token rows, registers, rotary, mixed rotary.
+# One name per way of telling positions: absolute, absolute without class token rows, a second class token,
+# registers, rotary, mixed rotary.
 TOKEN_MODELS = [
     ("vit_tiny_patch16_224", {}),
     ("deit3_small_patch16_224", {}),
+    ("deit_tiny_distilled_patch16_224", {}),
     ("vit_small_patch14_reg4_dinov2", {"patch_size": 16}),
     ("vit_small_patch16_dinov3", {}),
     ("vit_small_patch16_rope_mixed_224", {}),
@@ -72,6 +74,32 @@ def test_hidden_pixels_have_no_influence():
         encode_block(backbone, images, rows, columns, 2, 2),
         encode_block(backbone, changed, rows, columns, 2, 2),
     )
+
+
+def test_tokens_that_are_not_known_are_not_left_out_silently():
+    backbone = create_backbone("vit_tiny_patch16_224", 64, depth=1)
+    backbone.num_prefix_tokens = 3
+    with pytest.raises(UserError, match="tokens before its patches"):
+        encode_visible(backbone, torch.randn(1, 3, 64, 64), torch.tensor([[0, 5]]))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224"]
+)
+def test_gradient_checkpointing_computes_blocks_again_and_changes_nothing(name):
+    """Without it an objective that shows some of the patches would need the memory that was to be saved."""
+    images, visible = torch.randn(2, 3, 64, 64), torch.tensor([[0, 5, 6], [9, 2, 3]])
+    gradients, calls = [], []
+    for enable in (False, True):
+        backbone = lively(name).train()
+        backbone.set_grad_checkpointing(enable)
+        ran = []
+        backbone.blocks[0].register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
+        encode_visible(backbone, images, visible).square().mean().backward()
+        calls.append(len(ran))
+        gradients.append(torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None]))
+    assert calls == [1, 2]
+    torch.testing.assert_close(*gradients)
 
 
 def test_cost_is_that_of_the_visible_tokens():

@@ -154,6 +154,11 @@ def test_scripts_traces_and_reloads(kind):
     torch.testing.assert_close(scripted(images), expected)
     nodes = create_feature_extractor(small(kind), ["head"])
     torch.testing.assert_close(nodes(images)["head"], expected)
+    nodes.train()(images)["head"].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in nodes.parameters())
+    with set_scriptable(True):
+        scripted = torch.jit.script(create_feature_extractor(small(kind), ["head"]))
+    torch.testing.assert_close(scripted(images)["head"], expected)
     again = small(kind)
     again.load_state_dict(copy.deepcopy(model.state_dict()))
     torch.testing.assert_close(again(images), expected)
@@ -243,6 +248,19 @@ def test_a_position_table_is_read_at_the_true_places_and_resampled_as_timm_does(
     torch.testing.assert_close(model.position_table((6, 4)), larger)
 
 
+def test_weights_of_another_size_are_loaded_as_timm_loads_those_of_its_vits(tmp_path):
+    """Made at the new size with the old length, a model computes what the old one does when it is told the size."""
+    settings, images = {"pos_embed": "learn", "normaliser": "relu2_fixed"}, torch.randn(1, 3, 96, 96)
+    trained, path = small("gau", **settings), tmp_path / "weights.pth"
+    torch.save(trained.state_dict(), path)
+    loading = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}, "img_size": 96}
+    trained.set_input_size(96)
+    again = small("gau", **settings, **loading, length=64)
+    torch.testing.assert_close(again.forward_features(images), trained.forward_features(images))
+    with pytest.raises(RuntimeError, match="size mismatch for position_table"):
+        small("gau", **settings, **loading | {"img_size": (64, 32)}).load_state_dict(torch.load(path))
+
+
 def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     model, images = small(kind), torch.randn(2, 3, 64, 64)
     before, usual = model(images), model.normaliser.settings
@@ -251,8 +269,9 @@ def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     assert not torch.allclose(rerope, before)
     torch.testing.assert_close(rerope, small(kind, positions="rerope", position_window=1.0)(images))
     set_positions(model, PositionSettings())
-    set_normaliser(model, NormaliserSettings("softmax", 7))
-    torch.testing.assert_close(model(images), small(kind, normaliser="softmax")(images))
+    set_normaliser(model, NormaliserSettings("relu2", 7))
+    assert not torch.allclose(model(images), before)
+    torch.testing.assert_close(model(images), small(kind, normaliser="relu2")(images))
     set_normaliser(model, usual)
     torch.testing.assert_close(model(images), before)
 
@@ -301,6 +320,7 @@ def test_bfloat16_stays_near(kind, normaliser):
         ("gau_tiny_patch16_224", {"positions": "absolute"}, "positions must be one of"),
         ("gau_tiny_patch16_224", {"pos_embed": "sincos"}, "pos_embed must be none or learn"),
         ("gau_tiny_patch16_224", {"norm_place": "middle"}, "norm_place must be pre or post"),
+        ("gau_tiny_patch16_224", {"global_pool": "token"}, "global_pool must be avg or empty, not 'token'"),
         ("gau_tiny_patch16_224", {"key_width": 6}, "4 divides"),
         ("flash_small_patch16_224", {"chunk": 0}, "at least 1 patch"),
         ("roformer_v2_small_patch16_224", {"num_heads": 5}, "do not divide"),

@@ -61,7 +61,13 @@ def test_nothing_changes_inside_the_window_or_with_a_leak_of_one(settings, lead)
 
 
 @pytest.mark.parametrize(
-    "settings", [PositionSettings("rerope", window=2.0), PositionSettings("leaky_rerope", scale=4.0, window=2.0)]
+    "settings",
+    [
+        PositionSettings("rerope", window=2.0),
+        PositionSettings("leaky_rerope", scale=4.0, window=2.0),
+        PositionSettings("leaky_rerope", scale=0.5, window=2.0),
+    ],
+    ids=["rerope", "leaky", "inverse leaky"],
 )
 def test_far_offsets_count_as_the_formula_says(settings):
     """One pair of tokens at a time, turned by the offset that kexue.fm 9708 writes down, each axis by itself."""

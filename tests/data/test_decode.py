@@ -44,6 +44,27 @@ def test_sixteen_bit_grey_keeps_its_range() -> None:
     assert np.abs(shown.astype(int) - ramp // 257).max() <= 1
 
 
+def test_a_wide_tiff_of_small_values_is_not_black() -> None:
+    """Integers of 32 bits say nothing of white: values up to 255 are those of 8 bits, others those of 16."""
+    for values, shown in (((0, 200), (0, 200)), ((0, 51400), (0, 200))):
+        image = Image.fromarray(np.array([values], dtype=np.int32))
+        assert np.asarray(decode(encoded(image, "TIFF")))[0, :, 0].tolist() == list(shown)
+
+
+def test_a_dark_image_of_sixteen_bits_stays_dark() -> None:
+    for kind in ("PNG", "PPM", "TIFF"):
+        image = Image.fromarray(np.full((4, 4), 250, dtype=np.uint16))
+        assert np.asarray(decode(encoded(image, kind))).max() == 1, kind
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_no_numbers_make_a_file_bad_and_not_black(value: float) -> None:
+    pixels = np.full((4, 4), 0.5, dtype=np.float32)
+    pixels[1, 2] = value
+    with pytest.raises(ValueError, match="no numbers"):
+        decode(encoded(Image.fromarray(pixels), "TIFF"))
+
+
 def test_transparent_pixels_are_white() -> None:
     assert np.asarray(decode(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0))))).min() == 255
 

@@ -7,6 +7,7 @@ import pytest
 
 from heatssl.config import DataConfig
 from heatssl.data import ImageData, open_split
+from heatssl.data.folder import images_below
 from heatssl.errors import UserError
 
 Write = Callable[..., Path]
@@ -39,6 +40,46 @@ def test_nested_images_are_found_and_hidden_files_are_not(tmp_path: Path, write_
     assert [open_folder(tmp_path).name(i) for i in range(len(open_folder(tmp_path)))] == [
         str(tmp_path / "train/a/deep/er/1.jpg")
     ]
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/a/up", ".."),
+        ("train/a/self", "."),
+        ("train/a/root", "../.."),
+        ("train/a/deep/back", "../../a"),
+        ("train/up", ".."),
+    ],
+)
+def test_a_link_to_a_folder_above_adds_nothing(tmp_path: Path, write_images: Write, link: str, target: str) -> None:
+    """It would bring in the other classes under this one's label, or the same images forty times."""
+    write_images(tmp_path, "train/a/1.jpg", "train/a/deep/2.jpg", "train/b/3.jpg")
+    (tmp_path / link).symlink_to(target)
+    train = open_folder(tmp_path)
+    names = [str(tmp_path / "train" / name) for name in ("a/1.jpg", "a/deep/2.jpg", "b/3.jpg")]
+    assert [train.name(i) for i in range(len(train))] == names
+
+
+def test_links_to_folders_elsewhere_are_followed(tmp_path: Path, write_images: Write) -> None:
+    write_images(tmp_path, "train/a/1.jpg", "store/b/2.jpg", "store/more/3.jpg")
+    (tmp_path / "train/b").symlink_to("../store/b")
+    (tmp_path / "train/a/more").symlink_to("../../store/more")
+    train = open_folder(tmp_path)
+    assert [train.name(i).removeprefix(f"{tmp_path}/train/") for i in range(len(train))] == [
+        "a/1.jpg",
+        "a/more/3.jpg",
+        "b/2.jpg",
+    ]
+
+
+@pytest.mark.parametrize("place", [".", "..", "../a", "deep/.."])
+def test_a_folder_is_found_whatever_way_it_is_named(
+    tmp_path: Path, write_images: Write, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    write_images(tmp_path, "a/1.jpg", "a/deep/2.jpg")
+    monkeypatch.chdir(tmp_path / "a")
+    assert images_below(Path(place)) == (["a/1.jpg", "a/deep/2.jpg"] if place == ".." else ["1.jpg", "deep/2.jpg"])
 
 
 def test_train_alone_is_enough_for_pretraining_but_not_for_val(tmp_path: Path, write_images: Write) -> None:

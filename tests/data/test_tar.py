@@ -11,6 +11,7 @@ import pytest
 
 from heatssl.config import DataConfig
 from heatssl.data import ImageData, eval_loader, open_split
+from heatssl.data.decode import decode
 from heatssl.errors import UserError
 
 Write = Callable[..., Path]
@@ -98,6 +99,67 @@ def test_broken_and_foreign_files(tmp_path: Path, write_images: Write) -> None:
     assert "not a complete tar file" in refusal(text)
     assert "does not exist" in refusal(tmp_path / "nowhere.tar")
     assert "data=folder" in refusal(tmp_path)
+
+
+def test_a_tar_that_was_copied_badly_is_refused_and_not_taken_for_a_shorter_one(
+    tmp_path: Path, write_images: Write
+) -> None:
+    """tarfile itself ends at a damaged header, or at the end of the file, without a word."""
+    path = pack(tmp_path, write_images, *PATHS)
+    with tarfile.open(path) as archive:
+        header = archive.getmembers()[-1].offset
+    whole = path.read_bytes()
+    damaged = whole[:header] + b"\xff" * 8 + whole[header + 8 :]
+    for content in (damaged, whole[:header], whole[: header + 100]):
+        path.write_bytes(content)
+        assert f"cut off at byte {header:,}" in refusal(path)
+
+
+def test_hard_links_are_the_files_they_link_to(tmp_path: Path, write_images: Write) -> None:
+    """tar makes them of its own accord when two names of a folder are one file."""
+    write_images(tmp_path / "tree", "blobs/1.jpg", "train/a/1.jpg")
+    for name in ("a/2.jpg", "b/3.jpg"):
+        target = tmp_path / "tree/train" / name
+        target.parent.mkdir(exist_ok=True)
+        target.hardlink_to(tmp_path / "tree/blobs/1.jpg")
+    data = open_tar(pack(tmp_path, write_images))
+    assert [data.name(i) for i in range(len(data))] == [
+        f"data.tar:train/{each}" for each in ("a/1.jpg", "a/2.jpg", "b/3.jpg")
+    ]
+    shared = (tmp_path / "tree/blobs/1.jpg").read_bytes()
+    for i in (1, 2):
+        assert data.load(i).tobytes() == decode(shared).tobytes()
+
+
+def test_of_a_path_that_was_added_twice_the_last_file_counts(tmp_path: Path, write_images: Write) -> None:
+    path = pack(tmp_path, write_images, *PATHS)
+    write_images(tmp_path / "new", "spare.jpg", "1.jpg")  # other pixels
+    with tarfile.open(path, "a") as archive:
+        archive.add(tmp_path / "new/1.jpg", arcname="train/a/1.jpg")
+    data = open_tar(path)
+    assert len(data) == 3
+    assert data.load(0).tobytes() == decode((tmp_path / "new/1.jpg").read_bytes()).tobytes()
+
+
+@pytest.mark.parametrize("link", ["train/a/9.jpg", "train/c"])
+def test_what_cannot_be_read_in_place_is_refused_and_not_left_out(
+    tmp_path: Path, write_images: Write, link: str
+) -> None:
+    """A folder of links would otherwise be trained on without most of its images, or without a class."""
+    write_images(tmp_path / "tree", *PATHS)
+    (tmp_path / "tree" / link).symlink_to("../a" if link == "train/c" else "1.jpg")
+    found = refusal(pack(tmp_path, write_images))
+    assert f"1 links or sparse files that cannot be read in place, {link} first" in found
+    assert "tar -h" in found
+
+
+def test_a_hard_link_to_a_file_that_was_not_packed_is_refused(tmp_path: Path, write_images: Write) -> None:
+    path = pack(tmp_path, write_images, *PATHS)
+    link = tarfile.TarInfo("train/a/9.jpg")
+    link.type, link.linkname = tarfile.LNKTYPE, "elsewhere/9.jpg"
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(link)
+    assert "train/a/9.jpg first" in refusal(path)
 
 
 def test_layout_errors(tmp_path: Path, write_images: Write) -> None:

@@ -15,6 +15,7 @@ from heatssl.errors import UserError
 from heatssl.evaluation import finetune, run_finetune
 from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.finetune import Classifier, timm_optimizer
+from heatssl.export import load_backbone, save_backbone
 
 QUICK = {"workers": 0, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0}
 
@@ -63,6 +64,38 @@ def test_colours_stay_as_they_are_whatever_pretraining_did_to_them(run, monkeypa
     data = DataConfig(image_size=32, train_size=40, val_size=20, workers=0, colour_jitter=0.8, grey=0.2, flip=False)
     run_finetune(FinetuneConfig(run=str(run), data=data, **QUICK))
     assert (seen[0].colour_jitter, seen[0].grey, seen[0].flip) == (0.0, 0.0, False)
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fine-tuning that keeps the classifier as it was made: a list of those."""
+    made = []
+
+    def fit(model, *_):
+        made.append(model)
+        return model.eval()
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    return made
+
+
+def test_the_fine_tuned_backbone_is_a_source_as_any_other(run, untrained):
+    """A classifier that took hours would otherwise be of no use to any command."""
+    run_finetune(FinetuneConfig(run=str(run), **QUICK))
+    backbone, info = load_backbone(run / "finetuned.safetensors")
+    found, expected = backbone.state_dict(), untrained[0].backbone.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert info == load_backbone(run)[1]
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.0])
+def test_a_backbone_that_was_pretrained_with_drop_path_gets_that_of_fine_tuning(run, untrained, rate):
+    info = load_backbone(run)[1]
+    info.arguments.update(depth=2, drop_path_rate=0.5)
+    save_backbone(run, create_backbone(info.name, info.image_size, **info.arguments), info)
+    run_finetune(FinetuneConfig(run=str(run), drop_path=rate, **QUICK))
+    assert getattr(untrained[0].backbone.blocks[1].drop_path1, "drop_prob", 0.0) == rate
 
 
 class InterruptedRunError(Exception):
