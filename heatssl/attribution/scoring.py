@@ -104,7 +104,8 @@ def measure_scores(
                 bar.update(len(part.pictures.names))
     if not per_image:
         raise UserError(f"none of the {images.count} images can be read: check data.root={source.data.root}")
-    about = _about(wish, images, source, config)
+    scored = len({image for _, image in per_image})
+    about = _about(wish, images, source, config) | {"scored": scored}
     rows = []
     for method, name in itertools.product(methods, names):
         scored = [found[name] for (of, _), found in per_image.items() if of == method and name in found]

@@ -70,7 +70,7 @@ def test_the_table_is_the_mean_over_images_whatever_the_batches(run: Path, capsy
             row = rows[method, name]
             assert row["mean"] == pytest.approx(values.mean().item(), abs=1e-4), name
             assert row["low"] <= row["mean"] <= row["high"]
-            assert row["images"] == 8
+            assert row["images"] == row["scored"] == 8
     assert ("gradcam", "completeness") not in rows
     assert ("integrated_gradients", "completeness") in rows
     about = rows["gradcam", "energy"]
