@@ -35,6 +35,7 @@ class Map:
     photo: str | None  # what the backbone was shown, a picture relative to the run folder; None: not to be passed on
     method: str
     target: str  # for people
+    source: str  # last or best weights of the run, or timm:NAME; "" where the step alone says which
     step: int  # optimiser steps behind the weights
     file: str  # the overlay, relative to the run folder
     completeness_error: float | None
@@ -46,8 +47,9 @@ def run_attribute(config: AttributeConfig) -> Path:
     """Explain some images by every method asked for, write maps and overlays, print the completeness errors.
 
     Writes ``attribution/NNN_METHOD_TARGET.npy`` and ``.png`` and lists them in ``attribution/attribution.json``; what
-    other targets or methods wrote before stays there. Beside them ``features.npz`` and ``extrapolation.npz`` of
-    these images, see :mod:`heatssl.attribution.features` and :mod:`heatssl.attribution.extrapolation`.
+    other targets, methods or weights (``best_NNN_METHOD_TARGET.npy``) wrote before stays there. Beside them
+    ``features.npz`` and ``extrapolation.npz`` of these images, see :mod:`heatssl.attribution.features` and
+    :mod:`heatssl.attribution.extrapolation`.
 
     Returns:
         The folder of the overlays.
@@ -77,13 +79,14 @@ def run_attribute(config: AttributeConfig) -> Path:
     if config.score or config.scores:
         maps = _scored(maps, wish, pictures if config.images else None, source, config)
     _list_maps(folder / "attribution.json", "maps", maps)
-    write_features(folder / "features.npz", source.backbone, pictures.images, pictures.names, config.batch_size)
+    seen, weights = (pictures.images, pictures.names), {"source": source.kind, "step": source.info.step}
+    write_features(folder / "features.npz", source.backbone, *seen, config.batch_size, **weights)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
-    write_extrapolation(folder / "extrapolation.npz", run, pictures.images, pictures.names, config.batch_size)
+    write_extrapolation(folder / "extrapolation.npz", run, *seen, config.batch_size)
     steps = [
         entry
         for at_step in at_each_step(source, kept)
-        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, "_step{}")
+        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, kept=True)
     ]
     if steps:
         _list_maps(folder / "attribution.json", "checkpoints", steps)
@@ -92,18 +95,16 @@ def run_attribute(config: AttributeConfig) -> Path:
 
 
 def _explain_all(
-    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, of_step: str = ""
+    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, *, kept: bool = False
 ) -> list[Map]:
-    """Write the maps of every method; ``of_step`` is part of their names where those of several steps lie together."""
-    kind = wish.kind + of_step.format(source.info.step)
-    return [
-        entry
-        for method in config.methods
-        for entry in _explain(method, replace(wish, kind=kind), pictures, source, config)
-    ]
+    """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
+    return [entry for method in config.methods for entry in _explain(method, wish, pictures, source, config, kept)]
 
 
-def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig) -> list[Map]:
+def _explain(
+    method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
+) -> list[Map]:
+    mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
     options = method_options(method, config.batch_size, config.steps)
     found = explain(source.backbone, pictures.images, method, wish.of(pictures), probe=wish.probe, **options)
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
@@ -112,7 +113,7 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
     for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
         magnitude = np.abs(raw)
         largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
-        file = f"attribution/{index:03d}_{method.replace(':', '_')}_{wish.kind}.png"
+        file = f"attribution/{mark}{index:03d}_{method.replace(':', '_')}_{wish.kind}{step}.png"
         background = image if config.over_image else None
         picture = overlay(background, magnitude / largest, size=config.size, largest=largest)
         _write_picture(source.output / file, picture)
@@ -124,6 +125,7 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
                 pictures.photos[index] if pictures.photos else None,
                 method,
                 wish.description,
+                "" if kept else source.kind,
                 source.info.step,
                 file,
                 errors[index],

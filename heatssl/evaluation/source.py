@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from heatssl.evaluation import processes
 from heatssl.evaluation.checks import check_classes
 from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
+LONGEST_MARK = 80  # letters of a source outside a run that go into the name of a file
 # Settings that leave a number as it is, or that a key names in a better way.
 KEEPS_NUMBER = frozenset({"run", "data", "workers", "accelerator", "output", "cache", "random_init"})
 
@@ -87,6 +89,13 @@ class Source:
         if not is_run(self.name):
             return self.name
         return "last" if run_folder(self.name) == Path(self.name) else "best"
+
+    @property
+    def mark(self) -> str:
+        """Start of the names of files that belong to these weights alone; "" for the last of a run, ``best_``, ..."""
+        if self.kind == "last":
+            return ""
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.kind)[-LONGEST_MARK:].strip("_.") + "_"
 
     @property
     def split(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from heatssl.report.colour import colourise, lookup_table
-from heatssl.report.run_folder import RunFolder, is_number
+from heatssl.report.run_folder import RunFolder, is_number, weights_of
 
 SMALL = 128  # pixels: up to here images are kept exactly and shown with visible pixels
 LARGEST = 512  # pixels of an embedded picture; larger ones are scaled down
@@ -64,6 +64,7 @@ class Heatmap:
 
     method: str
     target: str
+    weights: str
     completeness: str
     source: str
     problem: str
@@ -143,7 +144,9 @@ def _heatmap(folder: Path, entry: dict[str, Any], subject: str) -> Heatmap:
         source = embed(folder, str(entry.get("file", "")))
     except UNREADABLE as broken:
         problem = f"{entry.get('file')} cannot be shown ({type(broken).__name__})"
-    return Heatmap(method, target, completeness, source, problem, f"{method} of {subject}, target {target}")
+    weights = weights_of(entry)
+    description = f"{method} of {subject}, target {target}{weights and f', {weights}'}"
+    return Heatmap(method, target, weights, completeness, source, problem, description)
 
 
 def method_name(method: str) -> str:

@@ -125,6 +125,22 @@ def test_a_second_target_adds_and_a_second_run_replaces(run: Path) -> None:
     assert len(_maps(run)) == len({entry["file"] for entry in _maps(run)}) == 4
 
 
+def test_best_and_last_weights_lie_side_by_side(run: Path) -> None:
+    """The maps of one would else be shown beside those of the other, as if they were of the same weights."""
+    torch.manual_seed(1)
+    best = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+    info = BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std, step=3)
+    save_backbone(run, best, info, prefix="best_")
+    for weights in (run, run / "best"):
+        run_attribute(_config(weights, methods=["gradcam"]))
+    maps = _maps(run)
+    assert [(entry["source"], entry["step"]) for entry in maps] == [("last", 0)] * 2 + [("best", 3)] * 2
+    last, of_best = (np.load((run / str(maps[i]["file"])).with_suffix(".npy")) for i in (0, 2))
+    assert not np.allclose(last, of_best)
+    features = np.load(run / "attribution" / "features.npz")
+    assert (str(features["source"]), int(features["step"])) == ("best", 3)
+
+
 def test_class_and_second_image_as_targets(run: Path, tmp_path: Path) -> None:
     data = open_split(DATA, "val")
     first, second = tmp_path / "first.png", tmp_path / "second.png"
