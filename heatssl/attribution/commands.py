@@ -79,10 +79,10 @@ def run_attribute(config: AttributeConfig) -> Path:
     if config.score or config.scores:
         maps = _scored(maps, wish, pictures if config.images else None, source, config)
     _list_maps(folder / "attribution.json", "maps", maps)
-    seen, weights = (pictures.images, pictures.names), {"source": source.kind, "step": source.info.step}
-    write_features(folder / "features.npz", source.backbone, *seen, config.batch_size, **weights)
+    seen, step = (pictures.images, pictures.names, config.batch_size), source.info.step
+    write_features(folder / "features.npz", source.backbone, *seen, source=source.kind, step=step)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
-    write_extrapolation(folder / "extrapolation.npz", run, *seen, config.batch_size)
+    write_extrapolation(folder / "extrapolation.npz", run, *seen)
     steps = [
         entry
         for at_step in at_each_step(source, kept)
