@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def read_target(config: AttributeConfig, source: Source) -> Wish:
         with torch.no_grad():
             reference = embed(source.backbone, read_picture(word, source)[None])[0]
         return Wish("image", f"image: cosine to the embedding of {Path(word).name}", lambda _: reference)
-    return _of_classes(word, source)
+    return _of_classes(config, source)
 
 
 def _neighbours(config: AttributeConfig, source: Source) -> Wish:
@@ -69,15 +71,17 @@ def _neighbours(config: AttributeConfig, source: Source) -> Wish:
     return Wish("neighbours", what, lambda _: maker)
 
 
-def _of_classes(word: str, source: Source) -> Wish:
-    """Targets of the probe in the run folder."""
-    file = source.output / "probe.safetensors"
-    if word not in ("probe", "margin", "entropy") and not file.exists():
+def _of_classes(config: AttributeConfig, source: Source) -> Wish:
+    """Targets of the probe of these weights."""
+    word = config.target
+    if source.weights == "random_init":
+        raise UserError(f"target={word} needs a probe, and random weights are others each time: use target=self")
+    if word not in ("probe", "margin", "entropy") and not any(file.exists() for file in _probe_files(source)):
         raise UserError(
             f"target={word} is no file, and classes need a probe: "
-            f"run `heatssl probe run={source.name}` first, or use target=self"
+            f"run `{_probe_command(config, source)}` first, or use target=self"
         )
-    probe, classes = load_probe(file, fingerprint(source.backbone))
+    probe, classes = _probe_of(config, source)
     probe = probe.to(source.device)
     if word == "entropy":
         return Wish("entropy", "entropy: of the probe's classes, in nats", lambda _: entropy(), probe)
@@ -95,6 +99,31 @@ def _of_classes(word: str, source: Source) -> Wish:
         raise UserError(f"target={word} is neither a file nor a class: did you mean {nearest!r}? There are {WORDS}")
     label = classes.index(word)
     return Wish(f"class{label}", f"probe: logit of {word}", lambda _: label, probe)
+
+
+def _probe_of(config: AttributeConfig, source: Source) -> tuple[LinearProbe, list[str]]:
+    weights, (own, older) = fingerprint(source.backbone), _probe_files(source)
+    if not own.exists():
+        with suppress(UserError):
+            return load_probe(older, weights)
+    return load_probe(own, weights, _probe_command(config, source))
+
+
+def _probe_files(source: Source) -> tuple[Path, Path]:
+    """That of these weights, and where an older heatssl kept those of all weights alike."""
+    return source.probe_file, source.output / "probe.safetensors"
+
+
+def _probe_command(config: AttributeConfig, source: Source) -> str:
+    """The command line that trains the probe which is missing."""
+    words = [f"run={source.name}"]
+    if config.data is not None:
+        words += [f"data={config.data.name}", *([f"data.root={config.data.root}"] if config.data.root else [])]
+    elif not is_run(source.name):
+        words += ["data=folder", "data.root=PATH"]
+    if config.output or not is_run(source.name):
+        words.append(f"output={source.output}")
+    return shlex.join(["heatssl", "probe", *words])
 
 
 def _labels(pictures: Pictures, classes: list[str], probe: LinearProbe, source: Source) -> Tensor:

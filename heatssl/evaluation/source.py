@@ -98,6 +98,11 @@ class Source:
         return re.sub(r"[^A-Za-z0-9.-]+", "_", self.kind)[-LONGEST_MARK:].strip("_.") + "_"
 
     @property
+    def probe_file(self) -> Path:
+        """Where the linear probe of these weights is kept."""
+        return self.output / f"{self.mark}probe.safetensors"
+
+    @property
     def split(self) -> str:
         """What stands in the place of val: val itself, or the held-out share of train."""
         return "held-out" if self.data.held_out else "val"

@@ -1,6 +1,7 @@
 """``heatssl attribute`` writes the pictures that people look at and the list that the report reads."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,49 @@ def test_bad_input_names_the_fix(run: Path) -> None:
         with pytest.raises(UserError, match=message):
             run_attribute(_config(run, **settings))
     assert not (run / "attribution").exists()
+
+
+def told_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The words behind ``heatssl`` of the command that an error names."""
+    return shlex.split(capsys.readouterr().err.split("`")[1])[1:]
+
+
+def test_the_best_weights_have_a_probe_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The advice used to be the probe of the last weights, refused for ever; that of the best ones broke the last."""
+    torch.manual_seed(1)
+    best = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+    save_backbone(run, best, BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std), prefix="best_")
+    words = ["methods=[gradcam]", "count=2", "size=64", "workers=0", "target=probe"]
+    assert main(["attribute", f"run={run}/best", *words]) == 2
+    told = told_command(capsys)
+    assert told == ["probe", f"run={run}/best"]
+    assert main([*told, "workers=0", "random_init=false", "cache=false"]) == 0
+    assert main(["attribute", f"run={run}/best", *words]) == 0
+    assert main(["attribute", f"run={run}", *words]) == 0
+    assert [entry["source"] for entry in _maps(run)] == ["best"] * 2 + ["last"] * 2
+
+
+def test_a_probe_that_an_older_heatssl_kept_for_the_best_weights_is_found(run: Path) -> None:
+    backbone, info = load_backbone(run)
+    save_backbone(run, backbone, info, prefix="best_")  # of which probe.safetensors is
+    run_attribute(_config(run / "best", methods=["gradcam"], target="probe"))
+    assert str(_maps(run)[0]["target"]).startswith("probe")
+
+
+def test_weights_outside_a_run_name_all_that_their_probe_needs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_split(DATA, "val").load(0).save(tmp_path / "image.png")
+    elsewhere = tmp_path / "else where"
+    words = [str(tmp_path / "image.png"), f"run={run}/backbone.safetensors", f"output={elsewhere}", "target=probe"]
+    assert main(["attribute", *words]) == 2
+    told = told_command(capsys)
+    assert told == ["probe", *words[1:2], "data=folder", "data.root=PATH", words[2]]
+    told[2:4] = ["data=shapes", "data.train_size=20", "data.val_size=20"]
+    assert main([*told, "workers=0", "random_init=false", "cache=false"]) == 0
+    assert main(["attribute", *words, "methods=[gradcam]"]) == 0
+    assert main(["attribute", words[0], "--model", "timm:test_vit?random", words[2], "target=probe"]) == 2
+    assert "random weights are others each time: use target=self" in capsys.readouterr().err
 
 
 def test_a_missing_probe_or_one_of_other_weights_is_refused(run: Path) -> None:
