@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from heatssl.attribution.attribute import explain, find_method, full_name, method_options
+from heatssl.attribution.attribute import explain, full_name
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
 from heatssl.attribution.extrapolation import write_extrapolation
 from heatssl.attribution.features import write_features
+from heatssl.attribution.method_settings import check_used, method_options, options_text
 from heatssl.attribution.overlay import overlay
 from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels, write_photos
 from heatssl.attribution.score_table import markdown, write_scores
@@ -40,6 +42,7 @@ class Map:
     file: str  # the overlay, relative to the run folder
     completeness_error: float | None
     scores: dict[str, float] | None = None  # of this map, where it was among those scored
+    options: str = ""  # of the method, where they are not its own: border=0
 
 
 @permission_errors()
@@ -59,10 +62,9 @@ def run_attribute(config: AttributeConfig) -> Path:
             checkpoints that there are not.
     """
     config = replace(config, methods=list(dict.fromkeys(map(full_name, config.methods))))
-    for method in config.methods:
-        find_method(method)
     if config.count < 1 or config.steps < 1 or config.size < 16:
         raise UserError("count and steps must be at least 1 and size at least 16 pixels")
+    check_used(config)
     kept = check_checkpoints(config.run) if config.checkpoints else {}
     source = open_source(config, needs_data=not config.images)
     source.backbone.to(source.device).eval()
@@ -105,7 +107,9 @@ def _explain(
     method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
 ) -> list[Map]:
     mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
-    options = method_options(method, config.batch_size, config.steps)
+    options = method_options(method, config)
+    changed = options_text(method, options)
+    kind = "_".join([method.replace(":", "_"), wish.kind, *re.findall(r"[\w.-]+", changed)])
     found = explain(source.backbone, pictures.images, method, wish.of(pictures), probe=wish.probe, **options)
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
     shown = pixels(pictures.images, source.data)
@@ -113,7 +117,7 @@ def _explain(
     for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
         magnitude = np.abs(raw)
         largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
-        file = f"attribution/{mark}{index:03d}_{method.replace(':', '_')}_{wish.kind}{step}.png"
+        file = f"attribution/{mark}{index:03d}_{kind}{step}.png"
         background = image if config.over_image else None
         picture = overlay(background, magnitude / largest, size=config.size, largest=largest)
         _write_picture(source.output / file, picture)
@@ -129,6 +133,7 @@ def _explain(
                 source.info.step,
                 file,
                 errors[index],
+                options=changed,
             )
         )
     return entries
@@ -178,7 +183,7 @@ def format_table(maps: list[Map]) -> str:
         (
             m.image,
             m.label or "-",
-            m.method,
+            f"{m.method}, {m.options}" if m.options else m.method,
             m.target.split(":")[0],
             "-" if m.completeness_error is None else f"{m.completeness_error:.2%}",
         )

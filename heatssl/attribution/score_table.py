@@ -35,12 +35,19 @@ class Row:
     commit: str | None
     protocol: str
     scored: int = 0  # images that were looked at, with a score or without; 0: an older heatssl did not say
+    options: str = ""  # of the method, where they are not its own: border=0
+
+    @property
+    def title(self) -> str:
+        """The method, and its options."""
+        return f"{self.method}, {self.options}" if self.options else self.method
 
 
 def write_scores(folder: Path, rows: list[Row]) -> None:
     """Add to ``scores.json`` in the folder, an entry of the same key is replaced; ``.csv`` and ``.md`` hold the same.
 
-    The key is all that says what was measured: method, score, target, masks, data, split, seed, source.
+    The key is all that says what was measured: method, its options, score, target, masks, data, split, seed,
+    source.
 
     Raises:
         UserError: when the file is there but is no list of scores, or the disk is full.
@@ -77,7 +84,7 @@ def read_scores(path: Path) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    return row.method, row.score, row.target, row.masks, row.data, row.split, row.seed, row.source
+    return row.title, row.score, row.target, row.masks, row.data, row.split, row.seed, row.source
 
 
 def markdown(rows: list[Row]) -> str:
@@ -115,8 +122,8 @@ def _one_table(rows: list[Row]) -> str:
         "| method | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for method in dict.fromkeys(row.method for row in rows):
-        cells = {row.score: f"{row.mean:.3g} ({row.low:.3g} to {row.high:.3g})" for row in rows if row.method == method}
+    for method in dict.fromkeys(row.title for row in rows):
+        cells = {row.score: f"{row.mean:.3g} ({row.low:.3g} to {row.high:.3g})" for row in rows if row.title == method}
         lines.append(f"| {method} | " + " | ".join(cells.get(name, "-") for name in scores) + " |")
     masks = next((row.masks for row in rows if row.masks), "")
     notes = [f"mean over images (95 % interval, bootstrap over images); seed {first.seed}", *([masks] if masks else [])]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from heatssl.attribution.attribute import method_options
+from heatssl.attribution.method_settings import method_options, options_text
 from heatssl.attribution.pictures import Pictures, class_names, open_images, split_of
 from heatssl.attribution.score import CENTRE, SCORES, choose_scores, score
 from heatssl.attribution.score_table import Row
@@ -83,12 +83,13 @@ def measure_scores(
     methods = [*dict.fromkeys(config.methods), CENTRE]
     per_image: PerImage = {}
     seconds = dict.fromkeys(methods, 0.0)
+    options = {method: method_options(method, config) for method in config.methods}
+    options[CENTRE] = {"chunk": config.batch_size}
     with tqdm(total=images.count * len(methods), desc="scores", unit="map", delay=2, leave=False, disable=None) as bar:
         for part in images.parts:
             target = wish.of(part.pictures)
             for method in methods:
                 start = time.perf_counter()
-                chunk = config.batch_size
                 found = score(
                     source.backbone,
                     part.pictures.images,
@@ -99,7 +100,7 @@ def measure_scores(
                     counted=part.counted,
                     probe=wish.probe,
                     twin=twin,
-                    **({"chunk": chunk} if method == CENTRE else method_options(method, chunk, config.steps)),
+                    **options[method],
                 )
                 seconds[method] += time.perf_counter() - start
                 for name, values in found.items():
@@ -113,15 +114,16 @@ def measure_scores(
                 )
     if not per_image:
         raise UserError(f"none of the {images.count} images can be read: check data.root={source.data.root}")
-    scored = len({image for _, image in per_image})
-    about = _about(wish, images, source, config) | {"scored": scored}
+    looked_at = len({image for _, image in per_image})
+    about = _about(wish, images, source, config) | {"scored": looked_at}
     rows = []
     for method, name in itertools.product(methods, names):
         scored = [found[name] for (of, _), found in per_image.items() if of == method and name in found]
         known = [value for value in scored if not math.isnan(value)]
         if known:
             masks = images.masks if SCORES[name].masks else ""
-            rows.append(_row(method, name, known, seconds[method], about | {"masks": masks}))
+            changed = "" if method == CENTRE else options_text(method, options[method])
+            rows.append(_row(method, name, known, seconds[method], about | {"masks": masks, "options": changed}))
     for name in set(config.scores) & set(names) - {row.score for row in rows}:
         log.warning("no map has the score %s: it is left out of the table", name)
     return rows, per_image
@@ -176,6 +178,8 @@ def _of_split(source: Source, config: AttributeConfig) -> _Images:
     if count < 1:
         raise UserError(f"score_count={count} leaves no image: use at least 1, or null for all")
     chosen = balanced_subset(data, count, config.seed)
+    if not masked and (config.objects, config.ignore) != ([1], []):
+        raise UserError("objects and ignore are values of masks, and these images have none: leave them out")
     if masked and any(SCORES[name].masks for name in choose_scores(config.scores, masks=True)):
         _check_objects(chosen, source, config)
     loader = eval_loader(chosen, source.data, batch_size=config.batch_size)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from heatssl.report.codes import BRIGHTEST, Coded, code_colours, code_map
-from heatssl.report.pictures import inside, method_name
+from heatssl.report.pictures import inside, title_of
 from heatssl.report.run_folder import is_number, weights_of
 
 REACH = 2.5  # deviations of a principal component within which colours differ
@@ -52,7 +52,7 @@ def method_grid(run: Path, entries: list[dict[str, Any]], features: Arrays | Non
     Maps of other weights have columns of their own: those of the best step, and those that are left of an earlier one.
     """
     keys = [(*_column(entry), weights_of(entry)) for entry in entries]
-    columns = {key: Column(method_name(key[0]), key[1], key[2]) for key in keys}
+    columns = {key: Column(*key) for key in keys}
     details = [", ".join(filter(None, key[1:])) for key in keys]
     cells = {
         (entry["image"], key): _heatmap(run, entry, detail)
@@ -92,7 +92,7 @@ def checkpoint_grids(run: Path, entries: list[dict[str, Any]]) -> list[Grid]:
             "Each map has a range of its own."
         )
         columns = [Column(f"step {step}") for step in steps]
-        grids.append(Grid(f"checkpoints{number}", f"{method_name(method)} across checkpoints", lead, columns, rows))
+        grids.append(Grid(f"checkpoints{number}", f"{method} across checkpoints", lead, columns, rows))
     return grids
 
 
@@ -140,7 +140,7 @@ def scores_of(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _column(entry: dict[str, Any]) -> tuple[str, str]:
-    return str(entry["method"]), str(entry["target"])
+    return title_of(entry), str(entry["target"])
 
 
 def _heatmap(run: Path, entry: dict[str, Any], detail: str) -> Cell | None:
@@ -151,7 +151,7 @@ def _heatmap(run: Path, entry: dict[str, Any], detail: str) -> Cell | None:
         return None
     values = np.load(raw, allow_pickle=False)
     note = ", ".join(f"{name} {value:.3g}" for name, value in scores_of(entry).items())
-    alt = f"{method_name(entry['method'])} of {entry['label'] or entry['image']}, {detail}"
+    alt = f"{title_of(entry)} of {entry['label'] or entry['image']}, {detail}"
     return Cell(alt, code_map(values), entry["photo"] is not None, note, file.name)
 
 

@@ -136,7 +136,7 @@ def heatmap_groups(run: RunFolder) -> list[HeatmapGroup]:
 
 
 def _heatmap(folder: Path, entry: dict[str, Any], subject: str) -> Heatmap:
-    method, target = method_name(str(entry.get("method", ""))), str(entry.get("target", ""))
+    method, target = title_of(entry), str(entry.get("target", ""))
     error = entry.get("completeness_error")
     completeness = f"completeness error {100 * error:.2g}\u00a0%" if is_number(error) else ""
     source, problem = "", ""
@@ -154,6 +154,11 @@ def method_name(method: str) -> str:
     name, _, base = method.partition(":")
     spoken = "Grad-CAM" if name == "gradcam" else name.replace("_", " ")
     return f"{spoken} of {'uniform heat' if base == 'uniform' else method_name(base)}" if base else spoken
+
+
+def title_of(entry: dict[str, Any]) -> str:
+    """The method of an entry of ``attribution.json``, and the options that were not its own."""
+    return ", ".join(filter(None, [method_name(str(entry.get("method", ""))), entry.get("options")]))
 
 
 def embed(folder: Path, file: str) -> str:

@@ -24,7 +24,10 @@ DATA = DataConfig(image_size=32, train_size=20, val_size=20, workers=0)
 
 
 def _config(run: Path, **settings: object) -> AttributeConfig:
-    return AttributeConfig(**({"run": str(run), "count": 2, "steps": 4, "size": 64, "workers": 0} | settings))
+    given = {"run": str(run), "size": 64, "workers": 0} | settings
+    methods = given.get("methods", AttributeConfig().methods)
+    given |= {} if given.get("images") else {"count": given.get("count", 2)}
+    return AttributeConfig(**({"steps": 4} if {"ig", "integrated_gradients"} & set(methods) else {}), **given)
 
 
 def _maps(run: Path) -> list[dict[str, object]]:

@@ -60,7 +60,7 @@ def test_images_without_the_object_leave_one_table_that_tells_of_them() -> None:
     assert "390 of 391 images have one" in text
 
 
-@pytest.mark.parametrize("name", ["scored"])
+@pytest.mark.parametrize("name", ["scored", "options"])
 def test_scores_of_an_older_heatssl_are_read(tmp_path: Path, name: str) -> None:
     entry = asdict(row("gradcam", "deletion", 0.25))
     del entry[name]

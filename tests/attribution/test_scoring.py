@@ -26,8 +26,9 @@ DATA = DataConfig(image_size=32, train_size=20, val_size=20, workers=0)
 
 
 def config(run: Path, **settings: object) -> AttributeConfig:
-    given = {"run": str(run), "count": 2, "steps": 4, "size": 64, "workers": 0, "methods": ["gradcam"], "score": True}
-    return AttributeConfig(**(given | settings))
+    given = {"run": str(run), "size": 64, "workers": 0, "methods": ["gradcam"], "score": True} | settings
+    given |= {} if given.get("images") else {"count": given.get("count", 2)}
+    return AttributeConfig(**({"steps": 4} if "integrated_gradients" in given["methods"] else {}), **given)
 
 
 def rows_of(run: Path) -> dict[tuple[str, str], dict[str, object]]:
