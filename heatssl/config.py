@@ -217,7 +217,7 @@ class AttributeConfig(EvaluationConfig):
     """``heatssl attribute``: heatmaps, as PNG overlays and as a page, and their scores."""
 
     methods: list[str] = field(default_factory=lambda: ["gradcam", "integrated_gradients", "heat_flow"])
-    target: str = "self"  # probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, a second image
+    target: str = "self"  # logit, logit:N, probe, margin, entropy, neighbours, channel:N, region:FILE@x,y, class, image
     images: list[str] = field(default_factory=list)  # files and folders; empty: `count` of `split`, spread over classes
     split: str = "val"  # or train, to choose settings on
     count: int = 8

@@ -19,7 +19,7 @@ from heatssl.attribution.overlay import overlay
 from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels, write_photos
 from heatssl.attribution.score_table import markdown, write_scores
 from heatssl.attribution.scoring import measure_scores
-from heatssl.attribution.target_setting import Wish, read_target
+from heatssl.attribution.target_setting import Wish, read_target, with_classifier
 from heatssl.config import AttributeConfig
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.source import Source, open_source
@@ -66,7 +66,7 @@ def run_attribute(config: AttributeConfig) -> Path:
         raise UserError("count and steps must be at least 1 and size at least 16 pixels")
     check_used(config)
     kept = check_checkpoints(config.run) if config.checkpoints else {}
-    source = open_source(config, needs_data=not config.images)
+    source = with_classifier(config, open_source(config, needs_data=not config.images))
     source.backbone.to(source.device).eval()
     pictures = given_pictures(config.images, source) if config.images else pictures_of_split(config, source)
     wish = read_target(config, source)

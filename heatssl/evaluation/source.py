@@ -111,7 +111,8 @@ class Source:
         """The same architecture with random weights; torch's global generator stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return create_backbone(self.info.name, self.info.image_size, **self.info.arguments).eval()
+            classes = getattr(self.backbone, "num_classes", 0)  # those of a classifier that is explained
+            return create_backbone(self.info.name, self.info.image_size, classes=classes, **self.info.arguments).eval()
 
 
 def open_source(
