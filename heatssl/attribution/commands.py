@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from heatssl.attribution.attribute import explain, full_name
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
@@ -100,7 +101,8 @@ def _explain_all(
     wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, *, kept: bool = False
 ) -> list[Map]:
     """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
-    return [entry for method in config.methods for entry in _explain(method, wish, pictures, source, config, kept)]
+    methods = tqdm(config.methods, desc="heatmaps", unit="method", delay=2, leave=False, disable=None)
+    return [entry for method in methods for entry in _explain(method, wish, pictures, source, config, kept)]
 
 
 def _explain(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor as to_tensor
 
-from heatssl.attribution import explain, method_names, run_attribute
+from heatssl.attribution import commands, explain, method_names, points, run_attribute
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
 from heatssl.config import AttributeConfig, DataConfig
@@ -114,6 +115,21 @@ def test_every_method_is_at_hand_on_the_command_line(run: Path) -> None:
     assert {entry["method"] for entry in entries} == set(method_names())
     with_error = {entry["method"] for entry in entries if entry["completeness_error"] is not None}
     assert with_error == {"integrated_gradients", "layer_integrated_gradients"}
+
+
+def test_a_bar_stands_over_methods_and_over_the_points_of_each(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of occlusion without a sign of life look like a hang."""
+    bars: list[tuple[str, int]] = []
+
+    def bar(items: Sequence[object], desc: str, **_: object) -> Sequence[object]:
+        bars.append((desc, len(items)))
+        return items
+
+    monkeypatch.setattr(commands, "tqdm", bar)
+    monkeypatch.setattr(points, "tqdm", bar)
+    run_attribute(_config(run, methods=["gradcam", "integrated_gradients"], batch_size=1))
+    assert ("heatmaps", 2) in bars
+    assert ("points", 2 * 4) in bars  # images and steps
 
 
 def test_integrated_gradients_answer_to_ig(run: Path) -> None:
