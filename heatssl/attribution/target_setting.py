@@ -75,7 +75,7 @@ def read_target(config: AttributeConfig, source: Source) -> Wish:
         with torch.no_grad():
             reference = embed(source.backbone, read_picture(word, source)[None])[0]
         return Wish("image", f"image: cosine to the embedding of {Path(word).name}", lambda _: reference)
-    own = LOGIT.fullmatch(word) or getattr(source.backbone, "num_classes", 0)
+    own = bool(LOGIT.fullmatch(word) or getattr(source.backbone, "num_classes", 0))
     return _of_own_classifier(word, source) if own else _of_classes(config, source)
 
 

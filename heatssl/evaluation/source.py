@@ -91,6 +91,11 @@ class Source:
         return "last" if run_folder(self.name) == Path(self.name) else "best"
 
     @property
+    def split(self) -> str:
+        """What stands in the place of val: val itself, or the held-out share of train."""
+        return "held-out" if self.data.held_out else "val"
+
+    @property
     def mark(self) -> str:
         """Start of the names of files that belong to these weights alone; "" for the last of a run, ``best_``, ..."""
         if self.kind == "last":
@@ -101,11 +106,6 @@ class Source:
     def probe_file(self) -> Path:
         """Where the linear probe of these weights is kept."""
         return self.output / f"{self.mark}probe.safetensors"
-
-    @property
-    def split(self) -> str:
-        """What stands in the place of val: val itself, or the held-out share of train."""
-        return "held-out" if self.data.held_out else "val"
 
     def twin(self, seed: int) -> nn.Module:
         """The same architecture with random weights; torch's global generator stays as it was."""

@@ -9,7 +9,7 @@ from heatssl.report.run_folder import is_number, weights_of
 METRIC_NAMES = {"linear": "linear probe", "attentive": "attentive probe", "block": "one-block probe", "knn": "kNN"}
 HEADS = ("attentive", "block")  # of heatssl probe, beside the linear one
 ORDER = list(METRIC_NAMES)
-SAME_PROTOCOL = ("metric", "protocol", "data", "split", "train_size", "val_size", "seed", "backbone")
+SAME_PROTOCOL = ("metric", "protocol", "data", "split", "train_size", "val_size", "seed", "backbone", "images")
 
 
 @dataclass
@@ -70,7 +70,7 @@ def compare(results: list[dict[str, Any]]) -> list[Comparison]:
     pretrained: dict[tuple[str, ...], tuple[int, dict[str, Any]]] = {}
     random_init: dict[tuple[str, ...], tuple[int, dict[str, Any]]] = {}
     for number, result in enumerate(results):
-        key = tuple(str(result.get(name)) for name in SAME_PROTOCOL)
+        key = tuple("" if result.get(name) is None else str(result[name]) for name in SAME_PROTOCOL)
         if result.get("weights") == "random_init":
             random_init[key] = number, result
         else:

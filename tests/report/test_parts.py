@@ -83,12 +83,10 @@ def test_last_and_best_weights_are_two_and_share_the_random_twin(result: Make) -
     assert headline.figure.startswith("kNN, best weights 45.0")
 
 
-def test_the_random_twin_is_of_the_same_architecture(result: Make) -> None:
-    """Two models may write into one output folder."""
-    results = [
-        result("knn", "random_init", 0.3, backbone="vit_tiny at 64 px"),
-        result("knn", "pretrained", 0.5, backbone="resnet18 at 64 px"),
-    ]
+@pytest.mark.parametrize("name", ["backbone", "images"])
+def test_the_random_twin_is_of_the_same_architecture_and_saw_the_same_images(result: Make, name: str) -> None:
+    """Two models may write into one output folder, and one model be tested on two tars of the same size."""
+    results = [result("knn", "random_init", 0.3, **{name: "a"}), result("knn", "pretrained", 0.5, **{name: "b"})]
     assert [comparison.gain for comparison in compare(results)] == [None, None]
 
 
