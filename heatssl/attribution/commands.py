@@ -19,7 +19,7 @@ from heatssl.attribution.method_settings import check_used, method_options, opti
 from heatssl.attribution.overlay import overlay
 from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels, write_photos
 from heatssl.attribution.score_table import markdown, write_scores
-from heatssl.attribution.scoring import measure_scores
+from heatssl.attribution.scoring import check_scores, measure_scores
 from heatssl.attribution.target_setting import Wish, read_target, with_classifier
 from heatssl.config import AttributeConfig
 from heatssl.errors import UserError, permission_errors
@@ -70,6 +70,9 @@ def run_attribute(config: AttributeConfig) -> Path:
     source = with_classifier(config, open_source(config, needs_data=not config.images))
     source.backbone.to(source.device).eval()
     pictures = given_pictures(config.images, source) if config.images else pictures_of_split(config, source)
+    scoring, given = config.score or bool(config.scores), pictures if config.images else None
+    if scoring:
+        check_scores(given, source, config)
     wish = read_target(config, source)
     if kept and wish.probe is not None:
         raise UserError(f"target={config.target} needs a probe, which fits one checkpoint only: use target=self")
@@ -79,9 +82,10 @@ def run_attribute(config: AttributeConfig) -> Path:
     if config.over_image:
         pictures = replace(pictures, photos=write_photos(folder, pictures, source.data))
     maps = _explain_all(wish, pictures, source, config)
-    if config.score or config.scores:
-        maps = _scored(maps, wish, pictures if config.images else None, source, config)
-    _list_maps(folder / "attribution.json", "maps", maps)
+    _list_maps(folder / "attribution.json", "maps", maps)  # what is written is listed, whatever becomes of the scores
+    if scoring:
+        maps = _scored(maps, wish, given, source, config)
+        _list_maps(folder / "attribution.json", "maps", maps)
     seen, step = (pictures.images, pictures.names, config.batch_size), source.info.step
     write_features(folder / "features.npz", source.backbone, *seen, source=source.kind, step=step)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end

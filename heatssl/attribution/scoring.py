@@ -59,6 +59,11 @@ class _Images:
     split: str
 
 
+def check_scores(given: Pictures | None, source: Source, config: AttributeConfig) -> None:
+    """What :func:`measure_scores` can refuse before any map is made: arguments and errors are its own."""
+    _chosen(given, source, config)
+
+
 def measure_scores(
     wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig
 ) -> tuple[list[Row], PerImage]:
@@ -77,8 +82,7 @@ def measure_scores(
         UserError: on scores that need masks where there are none, masks without the object, methods that have none of
             the scores, and on images or masks that cannot be used.
     """
-    images = _of_split(source, config) if given is None else _given(given, config.batch_size)
-    names = choose_scores(config.scores, masks=bool(images.masks))
+    images, names = _chosen(given, source, config)
     twin = source.twin(config.seed).to(source.device) if "randomisation" in names else None
     methods = [*dict.fromkeys(config.methods), CENTRE]
     per_image: PerImage = {}
@@ -127,6 +131,12 @@ def measure_scores(
     for name in set(config.scores) & set(names) - {row.score for row in rows}:
         log.warning("no map has the score %s: it is left out of the table", name)
     return rows, per_image
+
+
+def _chosen(given: Pictures | None, source: Source, config: AttributeConfig) -> tuple[_Images, list[str]]:
+    """Images, which are not read yet, and the names of the scores."""
+    images = _of_split(source, config) if given is None else _given(given, config.batch_size)
+    return images, choose_scores(config.scores, masks=bool(images.masks))
 
 
 def _about(wish: Wish, images: _Images, source: Source, config: AttributeConfig) -> dict[str, object]:

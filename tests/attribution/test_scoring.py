@@ -179,6 +179,7 @@ def test_mistakes_on_the_command_line_are_named(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+    assert not (run / "attribution").exists(), "told only after maps were made"
 
 
 def test_a_mask_that_does_not_fit_is_named(run: Path, masked: Path) -> None:
@@ -200,16 +201,15 @@ def test_an_image_without_the_object_has_no_number(run: Path, masked: Path) -> N
 
 @pytest.mark.parametrize("scores", [[], ["energy"]])
 def test_masks_that_never_show_the_object_are_refused_with_what_they_hold(
-    run: Path, masked: Path, scores: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, masked: Path, scores: list[str]
 ) -> None:
     """Masks of 0 and 255 with the default objects=[1] used to lose every score against them, without a word."""
     for file in masked.glob("masks/val/a/*.png"):
         Image.fromarray(255 * (np.asarray(Image.open(file)) == 1).astype(np.uint8)).save(file)
     data = DataConfig("folder", str(masked))
-    with monkeypatch.context() as patched:
-        patched.setattr(scoring, "score", lambda *_, **__: pytest.fail("told only after all maps were made"))
-        with pytest.raises(UserError, match=r"objects=\[1\], they hold \[0, 255\]: set objects"):
-            run_attribute(config(run, data=data, scores=scores))
+    with pytest.raises(UserError, match=r"objects=\[1\], they hold \[0, 255\]: set objects"):
+        run_attribute(config(run, data=data, scores=scores))
+    assert not (run / "attribution").exists(), "told only after maps were made"
     run_attribute(config(run, data=data, scores=["energy"], objects=[255]))
     assert rows_of(run)["gradcam", "energy"]["images"] == 4
     run_attribute(config(run, data=data, scores=["deletion"]))
@@ -221,6 +221,8 @@ def test_a_score_that_no_method_has_is_told_as_such(run: Path, caplog: pytest.Lo
     """It used to end, after a full pass, in the advice to check where the images lie."""
     with pytest.raises(UserError, match="none of gradcam has the score completeness, which path methods have"):
         run_attribute(config(run, scores=["completeness"], score_count=4))
+    maps = json.loads((run / "attribution" / "attribution.json").read_text())["maps"]
+    assert len(maps) == 2, "maps that are written must be listed: others may have lain there"
     with caplog.at_level(logging.WARNING):
         run_attribute(config(run, scores=["completeness", "deletion"], score_count=4))
     assert "no map has the score completeness" in caplog.text
