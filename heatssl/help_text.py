@@ -71,6 +71,7 @@ EXAMPLES = {
         "heatssl attribute run=runs/demo",
         "heatssl attribute cat.jpg photographs/ run=runs/demo methods=[gradcam] target=cat.jpg",
         "heatssl attribute cat.jpg --model timm:vit_small_patch16_224.dino --method gradcam,ig,heat_flow:uniform",
+        "heatssl attribute cat.jpg --model timm:vit_small_patch16_224.augreg_in21k_ft_in1k target=logit:285",
         "heatssl attribute run=runs/demo data=tar data.root=pets-trimap.tar ignore=[3] score=true",
         "heatssl attribute run=runs/demo checkpoints=true",
     ],
