@@ -20,7 +20,7 @@ from heatssl.attribution import explain, method_names
 from heatssl.attribution.pictures import pictures_of_split
 from heatssl.attribution.score_table import Row, markdown
 from heatssl.attribution.scoring import measure_scores
-from heatssl.attribution.target_setting import read_target
+from heatssl.attribution.target_setting import read_target, with_classifier
 from heatssl.config import AttributeConfig, DataConfig
 from heatssl.errors import UserError
 from heatssl.evaluation.source import open_source
@@ -68,7 +68,7 @@ def main() -> None:
 
 def measure(config: AttributeConfig) -> Iterator[Row]:
     """Rows of one source, methods down and scores across."""
-    source = open_source(config)
+    source = with_classifier(config, open_source(config))
     source.backbone.to(source.device).eval()
     wish = read_target(config, source)
     some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients
@@ -90,7 +90,7 @@ def table(lines: list[str]) -> str:
         entry = json.loads(line)
         run = entry.pop("run")
         row = Row(**entry)
-        newest[run, row.data, row.method, row.score, row.target, row.split, str(row.seed)] = run, row
+        newest[run, row.data, row.title, row.score, row.target, row.split, str(row.seed)] = run, row
     runs = dict.fromkeys(run for run, _ in newest.values())
     return "\n\n".join(f"## {run}\n\n{markdown([row for of, row in newest.values() if of == run])}" for run in runs)
 

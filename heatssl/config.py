@@ -217,11 +217,14 @@ class AttributeConfig(EvaluationConfig):
     """``heatssl attribute``: heatmaps, as PNG overlays and as a page, and their scores."""
 
     methods: list[str] = field(default_factory=lambda: ["gradcam", "integrated_gradients", "heat_flow"])
-    target: str = "self"  # probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, a second image
+    target: str = "self"  # logit, logit:N, probe, margin, entropy, neighbours, channel:N, region:FILE@x,y, class, image
     images: list[str] = field(default_factory=list)  # files and folders; empty: `count` of `split`, spread over classes
     split: str = "val"  # or train, to choose settings on
     count: int = 8
     steps: int = 32  # integrated gradients, of the image or a layer: points on the path
+    samples: int | None = None  # of smoothgrad, rise and expected_gradients; null: as many as each has by itself
+    layer: str | None = None  # gradcam and its kin, law_residual, ...: blocks.3 or another module; null: the final map
+    border: float | None = None  # heat_flow: how well heat leaves at the border; 0: not at all; null: 0.1
     checkpoints: bool = False  # also by the weights that the run has kept on its way, see trainer.keep_every
     size: int = 256  # pixels of the written overlays
     over_image: bool = True  # false: the heat alone, for images that must not be passed on

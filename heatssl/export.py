@@ -81,7 +81,7 @@ def kept_backbones(run: Path) -> dict[int, Path]:
     return dict(sorted(by_step.items()))
 
 
-def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
+def load_backbone(source: str | Path, *, classifier: bool = False) -> tuple[nn.Module, BackboneInfo]:
     """A backbone with its weights, in evaluation mode on the CPU, and what is known about it.
 
     Args:
@@ -90,19 +90,21 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
             ``hf-hub:USER/NAME`` and ``local-dir:FOLDER`` as timm takes them; ``FILE.safetensors`` that heatssl wrote,
             of a classifier its backbone; ``FILE?NAME``, weights (.safetensors, .pth, .pt, .bin) of timm's model NAME,
             classifier or none.
+        classifier: keep the one that the weights came with.
 
     Raises:
         UserError: when the folder is missing or holds no backbone, when the weights do not fit the
-            architecture that the JSON or the name describes, and when timm has no weights for the name.
+            architecture that the JSON or the name describes, when timm has no weights for the name, and when they have
+            no classifier but one is asked for.
     """
     text = str(source)
-    if text.startswith("timm:"):
-        return _from_timm(text.removeprefix("timm:"))
-    if text.startswith(TIMM_SOURCES):
-        return _from_timm(text)
+    if text.startswith(("timm:", *TIMM_SOURCES)):
+        return _from_timm(text.removeprefix("timm:"), classifier)
     path, name = _file_and_name(text)
     if not is_run(source) and name:
-        return _from_file(path, name)
+        return _from_file(path, name, classifier)
+    if classifier:
+        raise _without_classifier(text)
     weights_path, info = _find(Path(source)) if is_run(source) else (path, _described_by(path))
     weights_path.open("rb").close()  # safetensors would call a forbidden file a missing one
     backbone = create_backbone(info.name, info.image_size, **info.arguments)
@@ -111,7 +113,7 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
     except safetensors.SafetensorError as error:
         raise UserError(f"{weights_path} is damaged ({error}): copy it again or pretrain again") from error
     wanted = backbone.state_dict()
-    tensors = _without_classifier(tensors, wanted)
+    tensors = _backbone_tensors(tensors, wanted)
     mismatch = first_mismatch(tensors, wanted)
     if mismatch:
         raise UserError(
@@ -122,7 +124,7 @@ def load_backbone(source: str | Path) -> tuple[nn.Module, BackboneInfo]:
     return backbone.eval(), info
 
 
-def _without_classifier(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+def _backbone_tensors(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     """The backbone of a file of ``heatssl finetune``, whose keys say ``backbone.`` first; other files as they are."""
     inside = {key.removeprefix("backbone."): value for key, value in found.items() if key.startswith("backbone.")}
     return inside if inside and wanted.keys().isdisjoint(found) else found
@@ -192,13 +194,24 @@ def _file_and_name(source: str) -> tuple[Path, str]:
     return (Path(path), name) if mark and Path(path).suffix in WEIGHTS else (Path(source), "")
 
 
-def _from_file(path: Path, name: str) -> tuple[nn.Module, BackboneInfo]:
+def _without_classifier(name: str) -> UserError:
+    return UserError(
+        f"{name} has no classifier of its own: use target=self, or train one with heatssl probe for target=probe"
+    )
+
+
+def _from_file(path: Path, name: str, classifier: bool) -> tuple[nn.Module, BackboneInfo]:
     """Anybody's weights, of a model of timm's."""
     _check_file(path)
     settings = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     image_size = settings.input_size[-1] if settings else 224  # an unknown name is answered by what comes next
     backbone = create_backbone(name, image_size)
-    _load_file(backbone, path, name)
+    head = _load_file(backbone, path, name).get(f"{getattr(backbone, 'pretrained_cfg', {}).get('classifier')}.weight")
+    if classifier:
+        if head is None:
+            raise _without_classifier(str(path))
+        backbone = create_backbone(name, image_size, classes=len(head))
+        _load_file(backbone, path, name)
     return backbone.eval(), _info(name, image_size, backbone)
 
 
@@ -219,8 +232,12 @@ def _check_file(path: Path) -> None:
         raise UserError(f"there is no file {path}: give one of weights, a run folder, or timm:NAME")
 
 
-def _load_file(backbone: nn.Module, path: Path, name: str) -> None:
-    """Load weights as others publish them: in a table, with a classifier or a decoder, named as elsewhere."""
+def _load_file(backbone: nn.Module, path: Path, name: str) -> dict[str, Any]:
+    """Load weights as others publish them: in a table, with a classifier or a decoder, named as elsewhere.
+
+    Returns:
+        What the file holds, by timm's names.
+    """
     try:
         found = timm.models.load_state_dict(str(path))
     except Exception as error:  # files are broken in many ways
@@ -231,7 +248,7 @@ def _load_file(backbone: nn.Module, path: Path, name: str) -> None:
     # timm's own models translate the names of their authors' files.
     translate = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     wanted = backbone.state_dict()
-    found = _without_classifier(found, wanted)
+    found = _backbone_tensors(found, wanted)
     found = translate(found, backbone) if translate else found
     mismatch = first_mismatch({key: found[key] for key in found if key in wanted}, wanted)
     if mismatch:
@@ -242,9 +259,10 @@ def _load_file(backbone: nn.Module, path: Path, name: str) -> None:
             f"{path}: {len(left_out)} tensors that {name} lacks are left out, {left_out[0]} first", stacklevel=2
         )
     backbone.load_state_dict(found, strict=False)
+    return dict(found)
 
 
-def _from_timm(name: str) -> tuple[nn.Module, BackboneInfo]:
+def _from_timm(name: str, classifier: bool) -> tuple[nn.Module, BackboneInfo]:
     """A model of timm's, with its published weights or random ones."""
     name, _, option = name.partition("?")
     if option not in ("", "random"):
@@ -255,7 +273,7 @@ def _from_timm(name: str) -> tuple[nn.Module, BackboneInfo]:
         raise UserError(f"timm has no pretrained weights for {name}: use timm:{name}?random")
     try:
         image_size = settings.input_size[-1] if settings else _image_size(name)
-        backbone = create_backbone(name, image_size, pretrained=pretrained)
+        backbone = create_backbone(name, image_size, pretrained=pretrained, classes=None if classifier else 0)
     except UserError:
         raise
     except Exception as error:
@@ -264,6 +282,8 @@ def _from_timm(name: str) -> tuple[nn.Module, BackboneInfo]:
             f"the weights of {name} could not be loaded ({type(error).__name__}): "
             f"check the name and the network, fill timm's cache, or use timm:NAME?random"
         ) from error
+    if classifier and not getattr(backbone, "num_classes", 0):
+        raise _without_classifier(name)
     return backbone.eval(), _info(name, image_size, backbone)
 
 

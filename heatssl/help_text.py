@@ -1,13 +1,16 @@
 """Help of each sub-command, made from the schemas and the shipped configs: it cannot fall behind them."""
 
+import ast
 import inspect
 import re
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from heatssl.config import SCHEMAS
 from heatssl.config_folder import first_remark, groups, options, remarked_settings
 
+ATTRIBUTION = Path(__file__).parent / "attribution"
 SUMMARY = {
     "demo": "pretrain on generated images, evaluate, attribute, report: about 5 minutes on 2 CPU cores",
     "pretrain": "pretrain a timm backbone without labels",
@@ -21,6 +24,9 @@ SUMMARY = {
     "attribute": "write heatmaps of where the features come from, with or without a classifier, and a page of them",
     "report": "write report.html from what a run folder holds",
     "models": "list backbones with their parameters, operations and input size",
+}
+SHORT = {  # other names of settings, see heatssl.words
+    "attribute": "--model NAME is run=NAME, --method A,B is methods=[A,B], --score is score=true",
 }
 EXAMPLES = {
     "demo": ["heatssl demo", "heatssl demo seed=1 output=runs/demo_seed1"],
@@ -65,6 +71,7 @@ EXAMPLES = {
         "heatssl attribute run=runs/demo",
         "heatssl attribute cat.jpg photographs/ run=runs/demo methods=[gradcam] target=cat.jpg",
         "heatssl attribute cat.jpg --model timm:vit_small_patch16_224.dino --method gradcam,ig,heat_flow:uniform",
+        "heatssl attribute cat.jpg --model timm:vit_small_patch16_224.augreg_in21k_ft_in1k target=logit:285",
         "heatssl attribute run=runs/demo data=tar data.root=pets-trimap.tar ignore=[3] score=true",
         "heatssl attribute run=runs/demo checkpoints=true",
     ],
@@ -84,6 +91,11 @@ def command_help(command: str) -> str:
     paragraphs = ["examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command])]
     if command == "demo":
         return "\n\n".join([*paragraphs, "Settings are those of pretrain with recipe=demo: heatssl pretrain --help"])
+    if command in SHORT:
+        paragraphs.append(SHORT[command])
+    if command == "attribute":
+        paragraphs.append("methods, heat_flow:METHOD and heat_flow:uniform:\n" + "\n".join(_method_lines()))
+        paragraphs.append("scores, or all, see docs/attribution_scores.md:\n  " + ", ".join(score_names()))
     if groups(command):
         paragraphs.append("groups, each option a file of configs/:\n" + "\n".join(_group_lines(command)))
     opening = "settings, with the value they have when no group sets another:\n"
@@ -92,6 +104,19 @@ def command_help(command: str) -> str:
         if group in groups(command):
             paragraphs += [_option_paragraph(group, name) for name in options(group) if name != "none"]
     return "\n\n".join(paragraphs)
+
+
+def _method_lines() -> list[str]:
+    """Each method and what it is, from the head of its file: importing one takes seconds."""
+    files = sorted((ATTRIBUTION / "methods").glob("[a-z]*.py"))
+    remarks = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" for file in files}
+    return [f"  {name:<26}  {remark.partition(chr(10))[0].rstrip('.')}" for name, remark in remarks.items()]
+
+
+def score_names() -> list[str]:
+    """The keys of ``heatssl.attribution.score.SCORES``, from its source."""
+    source = (ATTRIBUTION / "score.py").read_text(encoding="utf-8")
+    return re.findall(r'^    "(\w+)": Score\(', source, flags=re.MULTILINE)
 
 
 def _group_lines(command: str) -> list[str]:

@@ -13,8 +13,8 @@ from heatssl import __version__, cli
 from heatssl.config import SCHEMAS, setting_types
 from heatssl.config_folder import groups, options
 from heatssl.errors import UserError
-from heatssl.help_text import EXAMPLES, SUMMARY, command_help
-from heatssl.words import settings
+from heatssl.help_text import EXAMPLES, SUMMARY, command_help, score_names
+from heatssl.words import SAME, settings
 
 HEAVY = (
     "torch",
@@ -69,6 +69,22 @@ def test_the_overview_lists_every_command_and_no_command_means_help(
     shown = capsys.readouterr().out
     for command in SUMMARY:
         assert re.search(rf"^  {command} +\w", shown, flags=re.MULTILINE)
+
+
+def test_help_of_attribute_lists_methods_scores_and_other_names() -> None:
+    """Help reads them from the source, so that it answers at once: they must be those that the command takes."""
+    from heatssl.attribution import method_names
+    from heatssl.attribution.score import SCORES
+
+    shown = command_help("attribute")
+    listed = re.search(r"^methods, .*?:\n(.*?)\n\n", shown, flags=re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
+    assert [line.split()[0] for line in listed.splitlines()] == method_names()
+    assert "Grad-CAM (Selvaraju et al." in listed
+    assert score_names() == list(SCORES)
+    assert ", ".join(SCORES) in shown
+    for other, name in SAME["attribute"].items():
+        assert f"--{other} " in shown
+        assert f" is {name}=" in shown
 
 
 @pytest.mark.parametrize("command", sorted(SCHEMAS))

@@ -114,8 +114,8 @@ def method_names() -> list[str]:
 
 
 def full_name(name: str) -> str:
-    """``ig`` is what everybody calls integrated gradients."""
-    return "integrated_gradients" if name == "ig" else name
+    """``ig`` is what everybody calls integrated gradients; ``heat_flow:ig`` is heat_flow of them."""
+    return ":".join("integrated_gradients" if part == "ig" else part for part in name.split(":"))
 
 
 def find_method(name: str) -> Method:
@@ -135,12 +135,6 @@ def find_method(name: str) -> Method:
     if "base" not in inspect.signature(method).parameters:
         raise UserError(f"{name} has no base method: write {name!r}, or 'heat_flow:{base}'")
     return partial(method, base=base)
-
-
-def method_options(name: str, chunk: int, steps: int) -> dict[str, Any]:
-    """Of the two, those that a method takes."""
-    taken = inspect.signature(find_method(name)).parameters
-    return {key: value for key, value in (("chunk", chunk), ("steps", steps)) if key in taken}
 
 
 def to_unit(maps: Tensor) -> Tensor:

@@ -2,22 +2,25 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from heatssl.attribution.attribute import explain, find_method, full_name, method_options
+from heatssl.attribution.attribute import explain, full_name
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
 from heatssl.attribution.extrapolation import write_extrapolation
 from heatssl.attribution.features import write_features
+from heatssl.attribution.method_settings import check_used, method_options, options_text
 from heatssl.attribution.overlay import overlay
 from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels, write_photos
 from heatssl.attribution.score_table import markdown, write_scores
-from heatssl.attribution.scoring import measure_scores
-from heatssl.attribution.target_setting import Wish, read_target
+from heatssl.attribution.scoring import check_scores, measure_scores
+from heatssl.attribution.target_setting import Wish, read_target, with_classifier
 from heatssl.config import AttributeConfig
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.source import Source, open_source
@@ -35,10 +38,12 @@ class Map:
     photo: str | None  # what the backbone was shown, a picture relative to the run folder; None: not to be passed on
     method: str
     target: str  # for people
+    source: str  # last or best weights of the run, or timm:NAME; "" where the step alone says which
     step: int  # optimiser steps behind the weights
     file: str  # the overlay, relative to the run folder
     completeness_error: float | None
     scores: dict[str, float] | None = None  # of this map, where it was among those scored
+    options: str = ""  # of the method, where they are not its own: border=0
 
 
 @permission_errors()
@@ -46,8 +51,9 @@ def run_attribute(config: AttributeConfig) -> Path:
     """Explain some images by every method asked for, write maps and overlays, print the completeness errors.
 
     Writes ``attribution/NNN_METHOD_TARGET.npy`` and ``.png`` and lists them in ``attribution/attribution.json``; what
-    other targets or methods wrote before stays there. Beside them ``features.npz`` and ``extrapolation.npz`` of
-    these images, see :mod:`heatssl.attribution.features` and :mod:`heatssl.attribution.extrapolation`.
+    other targets, methods or weights (``best_NNN_METHOD_TARGET.npy``) wrote before stays there. Beside them
+    ``features.npz`` and ``extrapolation.npz`` of these images, see :mod:`heatssl.attribution.features` and
+    :mod:`heatssl.attribution.extrapolation`.
 
     Returns:
         The folder of the overlays.
@@ -57,14 +63,16 @@ def run_attribute(config: AttributeConfig) -> Path:
             checkpoints that there are not.
     """
     config = replace(config, methods=list(dict.fromkeys(map(full_name, config.methods))))
-    for method in config.methods:
-        find_method(method)
     if config.count < 1 or config.steps < 1 or config.size < 16:
         raise UserError("count and steps must be at least 1 and size at least 16 pixels")
+    check_used(config)
     kept = check_checkpoints(config.run) if config.checkpoints else {}
-    source = open_source(config, needs_data=not config.images)
+    source = with_classifier(config, open_source(config, needs_data=not config.images))
     source.backbone.to(source.device).eval()
     pictures = given_pictures(config.images, source) if config.images else pictures_of_split(config, source)
+    scoring, given = config.score or bool(config.scores), pictures if config.images else None
+    if scoring:
+        check_scores(given, source, config)
     wish = read_target(config, source)
     if kept and wish.probe is not None:
         raise UserError(f"target={config.target} needs a probe, which fits one checkpoint only: use target=self")
@@ -74,16 +82,18 @@ def run_attribute(config: AttributeConfig) -> Path:
     if config.over_image:
         pictures = replace(pictures, photos=write_photos(folder, pictures, source.data))
     maps = _explain_all(wish, pictures, source, config)
-    if config.score or config.scores:
-        maps = _scored(maps, wish, pictures if config.images else None, source, config)
-    _list_maps(folder / "attribution.json", "maps", maps)
-    write_features(folder / "features.npz", source.backbone, pictures.images, pictures.names, config.batch_size)
+    _list_maps(folder / "attribution.json", "maps", maps)  # what is written is listed, whatever becomes of the scores
+    if scoring:
+        maps = _scored(maps, wish, given, source, config)
+        _list_maps(folder / "attribution.json", "maps", maps)
+    seen, step = (pictures.images, pictures.names, config.batch_size), source.info.step
+    write_features(folder / "features.npz", source.backbone, *seen, source=source.kind, step=step)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
-    write_extrapolation(folder / "extrapolation.npz", run, pictures.images, pictures.names, config.batch_size)
+    write_extrapolation(folder / "extrapolation.npz", run, *seen)
     steps = [
         entry
         for at_step in at_each_step(source, kept)
-        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, "_step{}")
+        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, kept=True)
     ]
     if steps:
         _list_maps(folder / "attribution.json", "checkpoints", steps)
@@ -92,19 +102,20 @@ def run_attribute(config: AttributeConfig) -> Path:
 
 
 def _explain_all(
-    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, of_step: str = ""
+    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, *, kept: bool = False
 ) -> list[Map]:
-    """Write the maps of every method; ``of_step`` is part of their names where those of several steps lie together."""
-    kind = wish.kind + of_step.format(source.info.step)
-    return [
-        entry
-        for method in config.methods
-        for entry in _explain(method, replace(wish, kind=kind), pictures, source, config)
-    ]
+    """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
+    methods = tqdm(config.methods, desc="heatmaps", unit="method", delay=2, leave=False, disable=None)
+    return [entry for method in methods for entry in _explain(method, wish, pictures, source, config, kept)]
 
 
-def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig) -> list[Map]:
-    options = method_options(method, config.batch_size, config.steps)
+def _explain(
+    method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
+) -> list[Map]:
+    mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
+    options = method_options(method, config)
+    changed = options_text(method, options)
+    kind = "_".join([method.replace(":", "_"), wish.kind, *re.findall(r"[\w.-]+", changed)])
     found = explain(source.backbone, pictures.images, method, wish.of(pictures), probe=wish.probe, **options)
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
     shown = pixels(pictures.images, source.data)
@@ -112,7 +123,7 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
     for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
         magnitude = np.abs(raw)
         largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
-        file = f"attribution/{index:03d}_{method.replace(':', '_')}_{wish.kind}.png"
+        file = f"attribution/{mark}{index:03d}_{kind}{step}.png"
         background = image if config.over_image else None
         picture = overlay(background, magnitude / largest, size=config.size, largest=largest)
         _write_picture(source.output / file, picture)
@@ -124,9 +135,11 @@ def _explain(method: str, wish: Wish, pictures: Pictures, source: Source, config
                 pictures.photos[index] if pictures.photos else None,
                 method,
                 wish.description,
+                "" if kept else source.kind,
                 source.info.step,
                 file,
                 errors[index],
+                options=changed,
             )
         )
     return entries
@@ -176,7 +189,7 @@ def format_table(maps: list[Map]) -> str:
         (
             m.image,
             m.label or "-",
-            m.method,
+            f"{m.method}, {m.options}" if m.options else m.method,
             m.target.split(":")[0],
             "-" if m.completeness_error is None else f"{m.completeness_error:.2%}",
         )

@@ -16,14 +16,17 @@ COMPARED = 32  # components that similarities are computed from
 
 
 @torch.no_grad()
-def write_features(path: Path, backbone: nn.Module, images: Tensor, names: list[str], chunk: int) -> None:
+def write_features(
+    path: Path, backbone: nn.Module, images: Tensor, names: list[str], chunk: int, *, source: str = "", step: int = 0
+) -> None:
     """Write what the gallery shows of the final maps (h, w) of normalised images (N, 3, S, S).
 
     Components are those of all positions of all images together, so that colours mean the same everywhere.
 
     Arrays: ``image`` (N,) names; ``colours`` (N, h, w, 3) float32, see :func:`colours`, and ``colour_share`` (3,) of
     the variance; ``codes`` (N, h, w, D) int8, D at most 32: each position's own direction from the mean, along the
-    first D components, its largest entry 127; ``code_share``, of the variance, that these D hold.
+    first D components, its largest entry 127; ``code_share``, of the variance, that these D hold; ``source``
+    and ``step`` of the weights, as they were given.
     """
     field = torch.cat([feature_map(backbone, part).float().cpu() for part in images.split(chunk)])
     components = principal_components(field, COMPARED)
@@ -33,6 +36,8 @@ def write_features(path: Path, backbone: nn.Module, images: Tensor, names: list[
         "colour_share": components.share[:COLOURS].numpy(),
         "codes": codes(components.coordinates(field)),
         "code_share": components.share.sum().numpy(),
+        "source": np.array(source),
+        "step": np.array(step),
     }
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from heatssl.config import AttributeConfig, DataConfig
 from heatssl.data import (
+    BadFiles,
     Batch,
     ImageData,
     Split,
@@ -46,10 +47,10 @@ class Pictures:
 
 
 def pictures_of_split(config: AttributeConfig, source: Source) -> Pictures:
-    """``count`` readable images of the split, spread over its classes.
+    """``count`` images of the split, spread over its classes; a warning names each that cannot be read.
 
     Raises:
-        UserError: when none of them can be read.
+        UserError: when none of them can be read, or of a hundred and more too many cannot.
     """
     data = open_images(source.data, split_of(config))
     chosen = balanced_subset(data, config.count, config.seed)
@@ -60,6 +61,7 @@ def pictures_of_split(config: AttributeConfig, source: Source) -> Pictures:
         raise UserError(
             f"none of the chosen images can be read, the first is {batch.bad[0]}: choose others with images=[...]"
         )
+    BadFiles(source.data.bad_fraction).update(batch)
     names = [chosen.name(index) for index in batch.indices.tolist()]
     return Pictures(normalise(batch.images.to(source.device), source.data), names, class_names(data, batch))
 

@@ -4,19 +4,21 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from heatssl.attribution.targets import Target
 
 
 def owners(images: Tensor, chunk: int, points: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-    """Which points are computed together, when every image (B, 3, H, W) has as many.
+    """Which points are computed together, when every image (B, 3, H, W) has as many; a bar after two seconds.
 
     Yields:
         the image that each point stems from, and its number among that image's points: (n,) long each, n at most
         ``chunk``. All images come with their first point, then all with their second: a chunk holds few points of many
         images.
     """
-    for every in torch.arange(points * len(images), device=images.device).split(chunk):
+    chunks = torch.arange(points * len(images), device=images.device).split(chunk)
+    for every in tqdm(chunks, desc="points", unit="chunk", delay=2, leave=False, disable=None):
         yield every % len(images), every.div(len(images), rounding_mode="floor")
 
 

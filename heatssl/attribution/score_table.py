@@ -21,7 +21,7 @@ class Row:
     low: float  # of the 95 % interval: percentile bootstrap over images
     high: float
     better: str  # higher or lower
-    images: int  # that have one
+    images: int  # that have one: against masks, those that show the object
     target: str
     masks: str  # what the object is, "" where none plays a part
     data: str
@@ -34,12 +34,20 @@ class Row:
     hardware: str
     commit: str | None
     protocol: str
+    scored: int = 0  # images that were looked at, with a score or without; 0: an older heatssl did not say
+    options: str = ""  # of the method, where they are not its own: border=0
+
+    @property
+    def title(self) -> str:
+        """The method, and its options."""
+        return f"{self.method}, {self.options}" if self.options else self.method
 
 
 def write_scores(folder: Path, rows: list[Row]) -> None:
     """Add to ``scores.json`` in the folder, an entry of the same key is replaced; ``.csv`` and ``.md`` hold the same.
 
-    The key is all that says what was measured: method, score, target, masks, data, split, seed, source.
+    The key is all that says what was measured: method, its options, score, target, masks, data, split, seed,
+    source.
 
     Raises:
         UserError: when the file is there but is no list of scores, or the disk is full.
@@ -76,16 +84,29 @@ def read_scores(path: Path) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    return row.method, row.score, row.target, row.masks, row.data, row.split, row.seed, row.source
+    return row.title, row.score, row.target, row.masks, row.data, row.split, row.seed, row.source
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table for all that was measured alike, methods down and scores across, and what each score is."""
+    """A table for all that was measured alike, methods down and scores across, and what each score is.
+
+    Measured alike: by the same weights, on as many of the same images, of the same target, against the same masks.
+    Scores that need no mask stand in the tables of all masks.
+    """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        key = (row.backbone, row.source, row.step, row.data, row.split, row.target, row.seed)
+        key = (row.backbone, row.source, row.step, row.data, row.split, row.target, row.seed, _looked_at(row))
         groups.setdefault(key, []).append(row)
-    return "\n\n".join(_one_table(group) for group in groups.values())
+    tables = [
+        _one_table([row for row in group if row.masks in ("", masks)])
+        for group in groups.values()
+        for masks in dict.fromkeys(row.masks for row in group if row.masks) or [""]
+    ]
+    return "\n\n".join(tables)
+
+
+def _looked_at(row: Row) -> int:
+    return row.scored or row.images
 
 
 def _one_table(rows: list[Row]) -> str:
@@ -93,7 +114,7 @@ def _one_table(rows: list[Row]) -> str:
     scores = [name for name in SCORES if any(row.score == name for row in rows)]
     arrows = {"higher": "↑", "lower": "↓"}
     columns = [f"{name} {arrows[SCORES[name].better]}" for name in scores]
-    images = max(row.images for row in rows)
+    images = _looked_at(first)
     lines = [
         f"{first.backbone}, {first.source} weights, step {first.step}; {first.data}, {first.split}, {images} images",
         f"target {first.target}",
@@ -101,11 +122,16 @@ def _one_table(rows: list[Row]) -> str:
         "| method | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for method in dict.fromkeys(row.method for row in rows):
-        cells = {row.score: f"{row.mean:.3g} ({row.low:.3g} to {row.high:.3g})" for row in rows if row.method == method}
+    for method in dict.fromkeys(row.title for row in rows):
+        cells = {row.score: f"{row.mean:.3g} ({row.low:.3g} to {row.high:.3g})" for row in rows if row.title == method}
         lines.append(f"| {method} | " + " | ".join(cells.get(name, "-") for name in scores) + " |")
     masks = next((row.masks for row in rows if row.masks), "")
     notes = [f"mean over images (95 % interval, bootstrap over images); seed {first.seed}", *([masks] if masks else [])]
-    notes += dict.fromkeys(f"{row.score}, {row.better} is better: {row.protocol}" for row in rows)
+    notes += dict.fromkeys(_what(row) for row in rows)
     notes += dict.fromkeys(f"{row.hardware}, commit {row.commit or 'unknown'}" for row in rows)
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+
+
+def _what(row: Row) -> str:
+    fewer = "" if row.images == _looked_at(row) else f"; {row.images} of {_looked_at(row)} images have one"
+    return f"{row.score}, {row.better} is better: {row.protocol}{fewer}"

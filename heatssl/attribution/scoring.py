@@ -1,6 +1,7 @@
 """``heatssl attribute score=true``: methods and scores over all images of a split, a batch at a time."""
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from heatssl.attribution.attribute import method_options
+from heatssl.attribution.method_settings import method_options, options_text
 from heatssl.attribution.pictures import Pictures, class_names, open_images, split_of
 from heatssl.attribution.score import CENTRE, SCORES, choose_scores, score
 from heatssl.attribution.score_table import Row
@@ -32,6 +33,8 @@ from heatssl.data.masked import read_mask
 from heatssl.errors import UserError
 from heatssl.evaluation.results import commit, hardware
 from heatssl.evaluation.source import Source
+
+log = logging.getLogger(__name__)
 
 PerImage = dict[tuple[str, str], dict[str, float]]  # method and name of an image -> its scores
 
@@ -56,6 +59,11 @@ class _Images:
     split: str
 
 
+def check_scores(given: Pictures | None, source: Source, config: AttributeConfig) -> None:
+    """What :func:`measure_scores` can refuse before any map is made: arguments and errors are its own."""
+    _chosen(given, source, config)
+
+
 def measure_scores(
     wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig
 ) -> tuple[list[Row], PerImage]:
@@ -71,20 +79,21 @@ def measure_scores(
         A row for each method and score, and the scores of single images.
 
     Raises:
-        UserError: on scores that need masks where there are none, and on images or masks that cannot be used.
+        UserError: on scores that need masks where there are none, masks without the object, methods that have none of
+            the scores, and on images or masks that cannot be used.
     """
-    images = _of_split(source, config) if given is None else _given(given, config.batch_size)
-    names = choose_scores(config.scores, masks=bool(images.masks))
+    images, names = _chosen(given, source, config)
     twin = source.twin(config.seed).to(source.device) if "randomisation" in names else None
     methods = [*dict.fromkeys(config.methods), CENTRE]
     per_image: PerImage = {}
     seconds = dict.fromkeys(methods, 0.0)
+    options = {method: method_options(method, config) for method in config.methods}
+    options[CENTRE] = {"chunk": config.batch_size}
     with tqdm(total=images.count * len(methods), desc="scores", unit="map", delay=2, leave=False, disable=None) as bar:
         for part in images.parts:
             target = wish.of(part.pictures)
             for method in methods:
                 start = time.perf_counter()
-                chunk = config.batch_size
                 found = score(
                     source.backbone,
                     part.pictures.images,
@@ -95,24 +104,39 @@ def measure_scores(
                     counted=part.counted,
                     probe=wish.probe,
                     twin=twin,
-                    **({"chunk": chunk} if method == CENTRE else method_options(method, chunk, config.steps)),
+                    **options[method],
                 )
                 seconds[method] += time.perf_counter() - start
                 for name, values in found.items():
                     for image, value in zip(part.pictures.names, values.tolist(), strict=True):
                         per_image.setdefault((method, image), {})[name] = value
                 bar.update(len(part.pictures.names))
+            if not per_image:
+                raise UserError(
+                    f"none of {', '.join(config.methods)} has the score {' or '.join(names)}, which path methods have: "
+                    "add methods=[integrated_gradients], or choose another score"
+                )
     if not per_image:
         raise UserError(f"none of the {images.count} images can be read: check data.root={source.data.root}")
-    about = _about(wish, images, source, config)
+    looked_at = len({image for _, image in per_image})
+    about = _about(wish, images, source, config) | {"scored": looked_at}
     rows = []
     for method, name in itertools.product(methods, names):
         scored = [found[name] for (of, _), found in per_image.items() if of == method and name in found]
         known = [value for value in scored if not math.isnan(value)]
         if known:
             masks = images.masks if SCORES[name].masks else ""
-            rows.append(_row(method, name, known, seconds[method], about | {"masks": masks}))
+            changed = "" if method == CENTRE else options_text(method, options[method])
+            rows.append(_row(method, name, known, seconds[method], about | {"masks": masks, "options": changed}))
+    for name in set(config.scores) & set(names) - {row.score for row in rows}:
+        log.warning("no map has the score %s: it is left out of the table", name)
     return rows, per_image
+
+
+def _chosen(given: Pictures | None, source: Source, config: AttributeConfig) -> tuple[_Images, list[str]]:
+    """Images, which are not read yet, and the names of the scores."""
+    images = _of_split(source, config) if given is None else _given(given, config.batch_size)
+    return images, choose_scores(config.scores, masks=bool(images.masks))
 
 
 def _about(wish: Wish, images: _Images, source: Source, config: AttributeConfig) -> dict[str, object]:
@@ -164,6 +188,10 @@ def _of_split(source: Source, config: AttributeConfig) -> _Images:
     if count < 1:
         raise UserError(f"score_count={count} leaves no image: use at least 1, or null for all")
     chosen = balanced_subset(data, count, config.seed)
+    if not masked and (config.objects, config.ignore) != ([1], []):
+        raise UserError("objects and ignore are values of masks, and these images have none: leave them out")
+    if masked and any(SCORES[name].masks for name in choose_scores(config.scores, masks=True)):
+        _check_objects(chosen, source, config)
     loader = eval_loader(chosen, source.data, batch_size=config.batch_size)
     bad = BadFiles(source.data.bad_fraction)
 
@@ -188,8 +216,36 @@ def _of_split(source: Source, config: AttributeConfig) -> _Images:
 
 def _masks(chosen: Subset, places: list[int], source: Source, config: AttributeConfig) -> tuple[Tensor, Tensor]:
     """Where the object is, and which pixels count, of images at some places of a subset: (B, S, S) bool twice."""
-    data: MaskedData = chosen.data  # type: ignore[assignment]
-    values = [centre_crop_mask(read_mask(data, int(chosen.indices[place])), source.data.image_size) for place in places]
-    masks = torch.stack(values).to(source.device)
+    masks = torch.stack([_mask(chosen, place, source) for place in places]).to(source.device)
     objects, ignored = (torch.tensor(wanted, dtype=torch.uint8) for wanted in (config.objects, config.ignore))
     return torch.isin(masks, objects.to(masks.device)), ~torch.isin(masks, ignored.to(masks.device))
+
+
+def _mask(chosen: Subset, place: int, source: Source) -> Tensor:
+    """Classes (S, S) uint8 of the square that the backbone sees."""
+    data: MaskedData = chosen.data  # type: ignore[assignment]
+    return centre_crop_mask(read_mask(data, int(chosen.indices[place])), source.data.image_size)
+
+
+def _check_objects(chosen: Subset, source: Source, config: AttributeConfig) -> None:
+    """Before any map is made: some mask must show an object. The first one that does ends the search.
+
+    Raises:
+        UserError: when none does, with the values that they do hold; on values that are asked for and ignored.
+    """
+    both = sorted(set(config.objects) & set(config.ignore))
+    if both:
+        raise UserError(f"objects and ignore both hold {both}: a value is the object or counts nowhere")
+    held: set[int] = set()
+    for place in tqdm(range(len(chosen)), desc="masks", unit="mask", delay=2, leave=False, disable=None):
+        try:
+            held |= set(_mask(chosen, place, source).unique().tolist())
+        except UserError:  # told, or skipped with its image, when its turn comes
+            continue
+        if held & set(config.objects):
+            return
+    if held:
+        raise UserError(
+            f"no mask of {config.split} holds a value of objects={list(config.objects)}, they hold {sorted(held)}: "
+            "set objects to those of the object, or scores=[deletion,insertion], which need no masks"
+        )

@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,29 +14,48 @@ from torch import Tensor
 from heatssl.attribution.pictures import Pictures, read_picture
 from heatssl.attribution.targets import TargetLike, channel, embed, entropy, margin, neighbours, region
 from heatssl.attribution.targets.correspondence import Box
+from heatssl.attribution.targets.logits import logits_of
 from heatssl.config import AttributeConfig
 from heatssl.data.decode import decode
 from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe, load_probe
 from heatssl.evaluation.source import Source, fingerprint, open_source
 from heatssl.evaluation.split_features import split_features
-from heatssl.export import is_run
+from heatssl.export import is_run, load_backbone
 
-WORDS = "self, probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, or an image file"
+WORDS = "self, logit, logit:N, probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, or a file"
+CHUNK = 64  # images of a forward pass
+LOGIT = re.compile(r"logit(:\d+)?")  # of the model's own classifier
 
 
 @dataclass(frozen=True)
 class Wish:
     """A target, of whatever images."""
 
-    kind: str  # part of the file names: self, probe, class3, image, margin, entropy, neighbours, channel17, region
+    kind: str  # part of the file names: self, probe, class3, image, margin, entropy, neighbours, channel17, logit285
     description: str
     of: Callable[[Pictures], TargetLike]
     probe: LinearProbe | None = None
 
 
+def with_classifier(config: AttributeConfig, source: Source) -> Source:
+    """The source with the classifier that its weights came with, where the target asks for that one.
+
+    ``margin`` and ``entropy`` take the probe of these weights where there is one.
+
+    Raises:
+        UserError: when ``target=logit``, and there is no classifier.
+    """
+    if LOGIT.fullmatch(config.target):
+        return replace(source, backbone=load_backbone(source.name, classifier=True)[0])
+    if config.target in ("margin", "entropy") and not any(file.exists() for file in _probe_files(source)):
+        with suppress(UserError):  # without any classifier it is a probe that is missing
+            return replace(source, backbone=load_backbone(source.name, classifier=True)[0])
+    return source
+
+
 def read_target(config: AttributeConfig, source: Source) -> Wish:
-    """The target that the settings name.
+    """The target that the settings name, of a source that :func:`with_classifier` returned.
 
     Raises:
         UserError: on a word that is none, a probe that is missing or belongs to other weights, or a file that cannot
@@ -54,7 +75,8 @@ def read_target(config: AttributeConfig, source: Source) -> Wish:
         with torch.no_grad():
             reference = embed(source.backbone, read_picture(word, source)[None])[0]
         return Wish("image", f"image: cosine to the embedding of {Path(word).name}", lambda _: reference)
-    return _of_classes(word, source)
+    own = bool(LOGIT.fullmatch(word) or getattr(source.backbone, "num_classes", 0))
+    return _of_own_classifier(word, source) if own else _of_classes(config, source)
 
 
 def _neighbours(config: AttributeConfig, source: Source) -> Wish:
@@ -69,15 +91,38 @@ def _neighbours(config: AttributeConfig, source: Source) -> Wish:
     return Wish("neighbours", what, lambda _: maker)
 
 
-def _of_classes(word: str, source: Source) -> Wish:
-    """Targets of the probe in the run folder."""
-    file = source.output / "probe.safetensors"
-    if word not in ("probe", "margin", "entropy") and not file.exists():
+def _of_own_classifier(word: str, source: Source) -> Wish:
+    """Targets of the classifier that the weights came with; a class is a number, as such files hold no names."""
+    whose, model = "the model's own classifier", source.backbone
+    if word == "entropy":
+        return Wish("entropy", f"entropy: of the classes of {whose}, in nats", lambda _: entropy())
+    if word == "margin":
+        what = f"margin: logit of the class that {whose} gives the image, minus the largest other"
+        return Wish("margin", what, lambda _: margin())
+    if word == "logit":
+
+        def predicted(pictures: Pictures) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([logits_of(model, part, None).argmax(dim=1) for part in pictures.images.split(CHUNK)])
+
+        return Wish("logit", f"logit: of the class that {whose} gives the image", predicted)
+    label, classes = int(word.removeprefix("logit:")), int(getattr(model, "num_classes", 0))
+    if label >= classes:
+        raise UserError(f"target={word}, but {whose} has {classes} classes: choose one from 0 to {classes - 1}")
+    return Wish(f"logit{label}", f"logit: of class {label} of {whose}", lambda _: label)
+
+
+def _of_classes(config: AttributeConfig, source: Source) -> Wish:
+    """Targets of the probe of these weights."""
+    word = config.target
+    if source.weights == "random_init":
+        raise UserError(f"target={word} needs a probe, and random weights are others each time: use target=self")
+    if word not in ("probe", "margin", "entropy") and not any(file.exists() for file in _probe_files(source)):
         raise UserError(
             f"target={word} is no file, and classes need a probe: "
-            f"run `heatssl probe run={source.name}` first, or use target=self"
+            f"run `{_probe_command(config, source)}` first, or use target=self"
         )
-    probe, classes = load_probe(file, fingerprint(source.backbone))
+    probe, classes = _probe_of(config, source)
     probe = probe.to(source.device)
     if word == "entropy":
         return Wish("entropy", "entropy: of the probe's classes, in nats", lambda _: entropy(), probe)
@@ -95,6 +140,31 @@ def _of_classes(word: str, source: Source) -> Wish:
         raise UserError(f"target={word} is neither a file nor a class: did you mean {nearest!r}? There are {WORDS}")
     label = classes.index(word)
     return Wish(f"class{label}", f"probe: logit of {word}", lambda _: label, probe)
+
+
+def _probe_of(config: AttributeConfig, source: Source) -> tuple[LinearProbe, list[str]]:
+    weights, (own, older) = fingerprint(source.backbone), _probe_files(source)
+    if not own.exists():
+        with suppress(UserError):
+            return load_probe(older, weights)
+    return load_probe(own, weights, _probe_command(config, source))
+
+
+def _probe_files(source: Source) -> tuple[Path, Path]:
+    """That of these weights, and where an older heatssl kept those of all weights alike."""
+    return source.probe_file, source.output / "probe.safetensors"
+
+
+def _probe_command(config: AttributeConfig, source: Source) -> str:
+    """The command line that trains the probe which is missing."""
+    words = [f"run={source.name}"]
+    if config.data is not None:
+        words += [f"data={config.data.name}", *([f"data.root={config.data.root}"] if config.data.root else [])]
+    elif not is_run(source.name):
+        words += ["data=folder", "data.root=PATH"]
+    if config.output or not is_run(source.name):
+        words.append(f"output={source.output}")
+    return shlex.join(["heatssl", "probe", *words])
 
 
 def _labels(pictures: Pictures, classes: list[str], probe: LinearProbe, source: Source) -> Tensor:

@@ -1,4 +1,4 @@
-"""A timm model without its classifier, for one image size."""
+"""A timm model for one image size, as a rule without its classifier."""
 
 import inspect
 from typing import Any
@@ -11,13 +11,16 @@ from heatssl.errors import UserError, did_you_mean
 TIMM_SOURCES = ("hf-hub:", "local-dir:")  # what timm.create_model takes besides its own names
 
 
-def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Create a timm model that ends in features.
+def create_backbone(
+    name: str, image_size: int, *, pretrained: bool = False, classes: int | None = 0, **arguments: Any
+) -> nn.Module:
+    """Create a timm model that ends in features, or in a classifier where one is asked for.
 
     Args:
         name: any name of ``timm.list_models()``, ``hf-hub:user/name`` or ``local-dir:folder``.
         image_size: pixels of the square input; sizes position embeddings where the model has them.
         pretrained: load timm's weights (needs network or timm's cache).
+        classes: of its classifier; 0: none; None: that of timm's weights.
         **arguments: passed on to ``timm.create_model``, for example ``patch_size=8, depth=6``; an ``img_size`` among
             them, as some older runs have it, is the model's in place of ``image_size``.
 
@@ -38,12 +41,12 @@ def create_backbone(name: str, image_size: int, *, pretrained: bool = False, **a
     try:
         try:
             sized = {"img_size": image_size} | arguments
-            backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+            backbone = timm.create_model(name, pretrained=pretrained, num_classes=classes, **sized)
         except TypeError as error:
             # Convolutional models take any size and have no such argument.
             if "img_size" in arguments or "img_size" not in str(error):
                 raise
-            backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+            backbone = timm.create_model(name, pretrained=pretrained, num_classes=classes, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
         raise UserError(

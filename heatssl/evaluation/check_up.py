@@ -64,6 +64,9 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
     record: dict[str, Any] = dict(figures) | {
         "protocol": f"{about}; seed {config.seed}" + (f"; CKA to {config.other}" if config.other else ""),
         "hardware": hardware(source.device),
+        "source": source.kind,
+        "backbone": source.info.describe(),
+        "step": source.info.step,
         "commit": commit(),
     }
     source.output.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,8 @@ def neighbours(config: KnnConfig) -> list[int]:
 def run_probe(config: ProbeConfig) -> list[Result]:
     """Train a probe on train, test it on val once, print the table, add it to ``evaluation.json``.
 
-    The linear probe of the weights is kept as ``probe.safetensors`` beside it, that of ``protocol=mae`` as
+    The linear probe of the weights is kept as ``probe.safetensors`` beside it (``best_probe.safetensors``: see
+    :attr:`heatssl.evaluation.source.Source.mark`), that of ``protocol=mae`` as
     ``augmented_probe.safetensors``; other heads are not kept.
 
     Returns:
@@ -137,7 +138,7 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
             seed=config.seed,
         )
         if keep and weights == "pretrained" and is_first():
-            save_probe(source.output / "probe.safetensors", found.probe, train.classes, fingerprint(backbone))
+            save_probe(source.probe_file, found.probe, train.classes, fingerprint(backbone))
         return Accuracy(found.accuracy)
 
     def few(features: Features, *_: object) -> Accuracy:

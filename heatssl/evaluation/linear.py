@@ -78,17 +78,18 @@ def save_probe(path: Path, probe: LinearProbe, classes: list[str], weights: str 
     write_atomically(path, lambda file: file.write(content))
 
 
-def load_probe(path: Path, weights: str = "") -> tuple[LinearProbe, list[str]]:
+def load_probe(path: Path, weights: str = "", command: str = "") -> tuple[LinearProbe, list[str]]:
     """The probe and its classes' names.
 
     Args:
         path: what :func:`save_probe` wrote.
         weights: fingerprint of the backbone that it will be used with; empty: no check.
+        command: that makes it, for messages; empty: that of the last weights of the run it lies in.
 
     Raises:
         UserError: when the file is missing or damaged, or belongs to other weights.
     """
-    command = f"`heatssl probe run={path.parent}`"
+    command = f"`{command or f'heatssl probe run={path.parent}'}`"
     if not path.exists():
         raise UserError(f"{path} does not exist: run {command} first")
     path.open("rb").close()  # safetensors would call a forbidden file a missing one

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from heatssl.evaluation import processes
 from heatssl.evaluation.checks import check_classes
 from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
+LONGEST_MARK = 80  # letters of a source outside a run that go into the name of a file
 # Settings that leave a number as it is, or that a key names in a better way.
 KEEPS_NUMBER = frozenset({"run", "data", "workers", "accelerator", "output", "cache", "random_init"})
 
@@ -93,11 +95,24 @@ class Source:
         """What stands in the place of val: val itself, or the held-out share of train."""
         return "held-out" if self.data.held_out else "val"
 
+    @property
+    def mark(self) -> str:
+        """Start of the names of files that belong to these weights alone; "" for the last of a run, ``best_``, ..."""
+        if self.kind == "last":
+            return ""
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.kind)[-LONGEST_MARK:].strip("_.") + "_"
+
+    @property
+    def probe_file(self) -> Path:
+        """Where the linear probe of these weights is kept."""
+        return self.output / f"{self.mark}probe.safetensors"
+
     def twin(self, seed: int) -> nn.Module:
         """The same architecture with random weights; torch's global generator stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return create_backbone(self.info.name, self.info.image_size, **self.info.arguments).eval()
+            classes = getattr(self.backbone, "num_classes", 0)  # those of a classifier that is explained
+            return create_backbone(self.info.name, self.info.image_size, classes=classes, **self.info.arguments).eval()
 
 
 def open_source(

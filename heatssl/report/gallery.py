@@ -25,8 +25,8 @@ from heatssl.report.grids import (
 )
 from heatssl.report.page import environment, write_page
 from heatssl.report.pictures import UNREADABLE as BROKEN_PICTURE
-from heatssl.report.pictures import embed, method_name
-from heatssl.report.run_folder import UNREADABLE
+from heatssl.report.pictures import embed, title_of
+from heatssl.report.run_folder import UNREADABLE, weights_of
 
 
 @dataclass
@@ -105,8 +105,9 @@ def read_gallery(run: Path, listed: dict[str, Any]) -> Gallery:
         if entry["image"] not in images:
             label = entry["label"] or PurePath(entry["image"]).name
             images[entry["image"]] = Image(label, embed(run, photo) if photo else "", {})
+    several = len(set(map(weights_of, maps))) > 1
     for entry in maps:
-        aim = f"{method_name(entry['method'])}, {entry['target']}"
+        aim = f"{title_of(entry)}, {entry['target']}" + (f", {weights_of(entry)}" if several else "")
         images[entry["image"]].scores |= {f"{name} · {aim}": value for name, value in scores_of(entry).items()}
     features, extrapolation = (_arrays(run / "attribution" / f"{name}.npz") for name in ("features", "extrapolation"))
     grids = [method_grid(run, maps, features), *checkpoint_grids(run, checkpoints)]

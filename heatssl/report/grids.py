@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from heatssl.report.codes import BRIGHTEST, Coded, code_colours, code_map
-from heatssl.report.pictures import inside, method_name
-from heatssl.report.run_folder import is_number
+from heatssl.report.pictures import inside, title_of
+from heatssl.report.run_folder import is_number, weights_of
 
 REACH = 2.5  # deviations of a principal component within which colours differ
 Arrays = dict[str, np.ndarray]
@@ -32,6 +32,7 @@ class Column:
 
     name: str
     detail: str = ""
+    weights: str = ""  # whose maps they are
 
 
 @dataclass
@@ -46,9 +47,17 @@ class Grid:
 
 
 def method_grid(run: Path, entries: list[dict[str, Any]], features: Arrays | None) -> Grid:
-    """Every method and target that ``attribution.json`` lists, and the features as colours where they are there."""
-    columns = {key: Column(method_name(key[0]), key[1]) for key in map(_column, entries)}
-    cells = {(entry["image"], _column(entry)): _heatmap(run, entry, entry["target"]) for entry in entries}
+    """Every method and target that ``attribution.json`` lists, and the features as colours where they are there.
+
+    Maps of other weights have columns of their own: those of the best step, and those that are left of an earlier one.
+    """
+    keys = [(*_column(entry), weights_of(entry)) for entry in entries]
+    columns = {key: Column(*key) for key in keys}
+    details = [", ".join(filter(None, key[1:])) for key in keys]
+    cells = {
+        (entry["image"], key): _heatmap(run, entry, detail)
+        for entry, key, detail in zip(entries, keys, details, strict=True)
+    }
     colours = {} if features is None else _colour_cells(features)
     images = dict.fromkeys([*(entry["image"] for entry in entries), *colours])
     rows = {image: [cells.get((image, key)) for key in columns] for image in images}
@@ -62,7 +71,7 @@ def method_grid(run: Path, entries: list[dict[str, Any]], features: Arrays | Non
             " Features: the first three principal components of the final maps of all these images together, as red, "
             f"green and blue. They hold {held}\u00a0% of the variance; values are in standard deviations."
         )
-        columns[("features", "")] = Column("features", "principal components")
+        columns[("features", "", "")] = Column("features", "principal components", _weights_of_features(features))
         for image, row in rows.items():
             row.append(colours.get(image))
     return Grid("methods", "Heatmaps", lead, list(columns.values()), rows)
@@ -83,7 +92,7 @@ def checkpoint_grids(run: Path, entries: list[dict[str, Any]]) -> list[Grid]:
             "Each map has a range of its own."
         )
         columns = [Column(f"step {step}") for step in steps]
-        grids.append(Grid(f"checkpoints{number}", f"{method_name(method)} across checkpoints", lead, columns, rows))
+        grids.append(Grid(f"checkpoints{number}", f"{method} across checkpoints", lead, columns, rows))
     return grids
 
 
@@ -131,7 +140,7 @@ def scores_of(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _column(entry: dict[str, Any]) -> tuple[str, str]:
-    return str(entry["method"]), str(entry["target"])
+    return title_of(entry), str(entry["target"])
 
 
 def _heatmap(run: Path, entry: dict[str, Any], detail: str) -> Cell | None:
@@ -142,13 +151,19 @@ def _heatmap(run: Path, entry: dict[str, Any], detail: str) -> Cell | None:
         return None
     values = np.load(raw, allow_pickle=False)
     note = ", ".join(f"{name} {value:.3g}" for name, value in scores_of(entry).items())
-    alt = f"{method_name(entry['method'])} of {entry['label'] or entry['image']}, {detail}"
+    alt = f"{title_of(entry)} of {entry['label'] or entry['image']}, {detail}"
     return Cell(alt, code_map(values), entry["photo"] is not None, note, file.name)
 
 
 def _colour_cells(features: Arrays) -> dict[str, Cell]:
     pairs = zip(features["image"].tolist(), features["colours"], strict=True)
     return {image: Cell(f"features of {image}", _coloured(colours), over_photo=False) for image, colours in pairs}
+
+
+def _weights_of_features(features: Arrays) -> str:
+    if "source" not in features:  # an older heatssl
+        return ""
+    return weights_of({"source": str(features["source"]), "step": int(features["step"])})
 
 
 def _coloured(colours: np.ndarray) -> Coded:

@@ -4,17 +4,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from heatssl.report.run_folder import is_number
+from heatssl.report.run_folder import is_number, weights_of
 
 METRIC_NAMES = {"linear": "linear probe", "attentive": "attentive probe", "block": "one-block probe", "knn": "kNN"}
 HEADS = ("attentive", "block")  # of heatssl probe, beside the linear one
 ORDER = list(METRIC_NAMES)
-SAME_PROTOCOL = ("metric", "protocol", "data", "split", "train_size", "val_size", "seed")
+SAME_PROTOCOL = ("metric", "protocol", "data", "split", "train_size", "val_size", "seed", "backbone", "images")
 
 
 @dataclass
 class Comparison:
-    """One protocol: the newest result of the pretrained weights and of random ones; either may be missing."""
+    """One protocol: the newest result of some pretrained weights and of random ones; either may be missing."""
 
     metric: str
     pretrained: dict[str, Any] | None = None
@@ -27,8 +27,14 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """What people call the metric."""
-        return METRIC_NAMES.get(self.metric, self.metric)
+        """What people call the metric, and the weights where they are not the last of the run."""
+        name, source = METRIC_NAMES.get(self.metric, self.metric), (self.pretrained or {}).get("source")
+        return name if source in (None, "last") else f"{name}, {'best weights' if source == 'best' else source}"
+
+    @property
+    def weights(self) -> str:
+        """Of the pretrained side, for people; "" where there is none or nothing is known."""
+        return weights_of(self.pretrained or {})
 
     @property
     def accuracies(self) -> tuple[float, float] | None:
@@ -57,21 +63,30 @@ class Comparison:
 
 
 def compare(results: list[dict[str, Any]]) -> list[Comparison]:
-    """Pair results that share a protocol, the newest of equals; probes first, then kNN, then others."""
-    groups: dict[tuple[str, ...], Comparison] = {}
-    for result in results:
-        key = tuple(str(result.get(name)) for name in SAME_PROTOCOL)
-        comparison = groups.pop(key, Comparison(str(result.get("metric"))))
+    """Pair results that share a protocol, the newest of equals; probes first, then kNN, then others.
+
+    The last weights of a run and its best are two. Both stand beside the same random twin, which knows of no step.
+    """
+    pretrained: dict[tuple[str, ...], tuple[int, dict[str, Any]]] = {}
+    random_init: dict[tuple[str, ...], tuple[int, dict[str, Any]]] = {}
+    for number, result in enumerate(results):
+        key = tuple("" if result.get(name) is None else str(result[name]) for name in SAME_PROTOCOL)
         if result.get("weights") == "random_init":
-            comparison.random_init = result
+            random_init[key] = number, result
         else:
-            comparison.pretrained = result
-        groups[key] = comparison  # put last again: the order is that of the newest result
+            pretrained[*key, str(result.get("source"))] = number, result
+    found: list[tuple[tuple[int, int], Comparison]] = []
+    for (*protocol, _), (number, result) in pretrained.items():
+        twin_number, twin = random_init.get(tuple(protocol), (-1, None))
+        found.append(((max(number, twin_number), number), Comparison(str(result.get("metric")), result, twin)))
+    alone = random_init.keys() - {key[:-1] for key in pretrained}
+    for number, twin in (random_init[key] for key in alone):
+        found.append(((number, number), Comparison(str(twin.get("metric")), None, twin)))
 
     def rank(comparison: Comparison) -> int:
         return ORDER.index(comparison.metric) if comparison.metric in ORDER else len(ORDER)
 
-    return sorted(groups.values(), key=rank)
+    return [comparison for age, comparison in sorted(found, key=lambda pair: (rank(pair[1]), pair[0]))]
 
 
 @dataclass
@@ -119,4 +134,4 @@ def signed(points: float) -> str:
 
 def capital(text: str) -> str:
     """First letter large; ``kNN`` keeps its own."""
-    return text if text == "kNN" else text[:1].upper() + text[1:]
+    return text if text.startswith("kNN") else text[:1].upper() + text[1:]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from heatssl.report.colour import colourise, lookup_table
-from heatssl.report.run_folder import RunFolder, is_number
+from heatssl.report.run_folder import RunFolder, is_number, weights_of
 
 SMALL = 128  # pixels: up to here images are kept exactly and shown with visible pixels
 LARGEST = 512  # pixels of an embedded picture; larger ones are scaled down
@@ -64,6 +64,7 @@ class Heatmap:
 
     method: str
     target: str
+    weights: str
     completeness: str
     source: str
     problem: str
@@ -135,7 +136,7 @@ def heatmap_groups(run: RunFolder) -> list[HeatmapGroup]:
 
 
 def _heatmap(folder: Path, entry: dict[str, Any], subject: str) -> Heatmap:
-    method, target = method_name(str(entry.get("method", ""))), str(entry.get("target", ""))
+    method, target = title_of(entry), str(entry.get("target", ""))
     error = entry.get("completeness_error")
     completeness = f"completeness error {100 * error:.2g}\u00a0%" if is_number(error) else ""
     source, problem = "", ""
@@ -143,7 +144,9 @@ def _heatmap(folder: Path, entry: dict[str, Any], subject: str) -> Heatmap:
         source = embed(folder, str(entry.get("file", "")))
     except UNREADABLE as broken:
         problem = f"{entry.get('file')} cannot be shown ({type(broken).__name__})"
-    return Heatmap(method, target, completeness, source, problem, f"{method} of {subject}, target {target}")
+    weights = weights_of(entry)
+    description = f"{method} of {subject}, target {target}{weights and f', {weights}'}"
+    return Heatmap(method, target, weights, completeness, source, problem, description)
 
 
 def method_name(method: str) -> str:
@@ -151,6 +154,11 @@ def method_name(method: str) -> str:
     name, _, base = method.partition(":")
     spoken = "Grad-CAM" if name == "gradcam" else name.replace("_", " ")
     return f"{spoken} of {'uniform heat' if base == 'uniform' else method_name(base)}" if base else spoken
+
+
+def title_of(entry: dict[str, Any]) -> str:
+    """The method of an entry of ``attribution.json``, and the options that were not its own."""
+    return ", ".join(filter(None, [method_name(str(entry.get("method", ""))), entry.get("options")]))
 
 
 def embed(folder: Path, file: str) -> str:

@@ -135,6 +135,17 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def weights_of(entry: dict[str, Any]) -> str:
+    """Which weights an entry of ``evaluation.json`` or ``attribution.json`` is of: ``last weights, step 100``.
+
+    An older heatssl has left out what is missing here.
+    """
+    source, step = entry.get("source"), entry.get("step")
+    of_run = source in (None, "", "last", "best")
+    said = [] if source in (None, "") else [f"{source} weights" if of_run else str(source)]
+    return ", ".join([*said, *([f"step {step}"] if of_run and is_number(step) else [])])
+
+
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"expected a {kind.__name__}, found {type(value).__name__}")

@@ -1,6 +1,8 @@
 """``heatssl attribute`` writes the pictures that people look at and the list that the report reads."""
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor as to_tensor
 
-from heatssl.attribution import explain, method_names, run_attribute
+from heatssl.attribution import commands, explain, method_names, points, run_attribute
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
 from heatssl.config import AttributeConfig, DataConfig
@@ -23,7 +25,10 @@ DATA = DataConfig(image_size=32, train_size=20, val_size=20, workers=0)
 
 
 def _config(run: Path, **settings: object) -> AttributeConfig:
-    return AttributeConfig(**({"run": str(run), "count": 2, "steps": 4, "size": 64, "workers": 0} | settings))
+    given = {"run": str(run), "size": 64, "workers": 0} | settings
+    methods = given.get("methods", AttributeConfig().methods)
+    given |= {} if given.get("images") else {"count": given.get("count", 2)}
+    return AttributeConfig(**({"steps": 4} if {"ig", "integrated_gradients"} & set(methods) else {}), **given)
 
 
 def _maps(run: Path) -> list[dict[str, object]]:
@@ -112,6 +117,21 @@ def test_every_method_is_at_hand_on_the_command_line(run: Path) -> None:
     assert with_error == {"integrated_gradients", "layer_integrated_gradients"}
 
 
+def test_a_bar_stands_over_methods_and_over_the_points_of_each(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of occlusion without a sign of life look like a hang."""
+    bars: list[tuple[str, int]] = []
+
+    def bar(items: Sequence[object], desc: str, **_: object) -> Sequence[object]:
+        bars.append((desc, len(items)))
+        return items
+
+    monkeypatch.setattr(commands, "tqdm", bar)
+    monkeypatch.setattr(points, "tqdm", bar)
+    run_attribute(_config(run, methods=["gradcam", "integrated_gradients"], batch_size=1))
+    assert ("heatmaps", 2) in bars
+    assert ("points", 2 * 4) in bars  # images and steps
+
+
 def test_integrated_gradients_answer_to_ig(run: Path) -> None:
     run_attribute(_config(run, methods=["ig", "integrated_gradients", "heat_flow:uniform"]))
     assert [entry["method"] for entry in _maps(run)] == ["integrated_gradients"] * 2 + ["heat_flow:uniform"] * 2
@@ -123,6 +143,22 @@ def test_a_second_target_adds_and_a_second_run_replaces(run: Path) -> None:
     run_attribute(_config(run, methods=["gradcam"], target="probe"))
     run_attribute(_config(run, methods=["gradcam"]))
     assert len(_maps(run)) == len({entry["file"] for entry in _maps(run)}) == 4
+
+
+def test_best_and_last_weights_lie_side_by_side(run: Path) -> None:
+    """The maps of one would else be shown beside those of the other, as if they were of the same weights."""
+    torch.manual_seed(1)
+    best = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+    info = BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std, step=3)
+    save_backbone(run, best, info, prefix="best_")
+    for weights in (run, run / "best"):
+        run_attribute(_config(weights, methods=["gradcam"]))
+    maps = _maps(run)
+    assert [(entry["source"], entry["step"]) for entry in maps] == [("last", 0)] * 2 + [("best", 3)] * 2
+    last, of_best = (np.load((run / str(maps[i]["file"])).with_suffix(".npy")) for i in (0, 2))
+    assert not np.allclose(last, of_best)
+    features = np.load(run / "attribution" / "features.npz")
+    assert (str(features["source"]), int(features["step"])) == ("best", 3)
 
 
 def test_class_and_second_image_as_targets(run: Path, tmp_path: Path) -> None:
@@ -149,6 +185,49 @@ def test_bad_input_names_the_fix(run: Path) -> None:
         with pytest.raises(UserError, match=message):
             run_attribute(_config(run, **settings))
     assert not (run / "attribution").exists()
+
+
+def told_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The words behind ``heatssl`` of the command that an error names."""
+    return shlex.split(capsys.readouterr().err.split("`")[1])[1:]
+
+
+def test_the_best_weights_have_a_probe_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The advice used to be the probe of the last weights, refused for ever; that of the best ones broke the last."""
+    torch.manual_seed(1)
+    best = create_backbone("vit_tiny_patch16_224", 32, **ARGUMENTS)
+    save_backbone(run, best, BackboneInfo("vit_tiny_patch16_224", 32, ARGUMENTS, DATA.mean, DATA.std), prefix="best_")
+    words = ["methods=[gradcam]", "count=2", "size=64", "workers=0", "target=probe"]
+    assert main(["attribute", f"run={run}/best", *words]) == 2
+    told = told_command(capsys)
+    assert told == ["probe", f"run={run}/best"]
+    assert main([*told, "workers=0", "random_init=false", "cache=false"]) == 0
+    assert main(["attribute", f"run={run}/best", *words]) == 0
+    assert main(["attribute", f"run={run}", *words]) == 0
+    assert [entry["source"] for entry in _maps(run)] == ["best"] * 2 + ["last"] * 2
+
+
+def test_a_probe_that_an_older_heatssl_kept_for_the_best_weights_is_found(run: Path) -> None:
+    backbone, info = load_backbone(run)
+    save_backbone(run, backbone, info, prefix="best_")  # of which probe.safetensors is
+    run_attribute(_config(run / "best", methods=["gradcam"], target="probe"))
+    assert str(_maps(run)[0]["target"]).startswith("probe")
+
+
+def test_weights_outside_a_run_name_all_that_their_probe_needs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_split(DATA, "val").load(0).save(tmp_path / "image.png")
+    elsewhere = tmp_path / "else where"
+    words = [str(tmp_path / "image.png"), f"run={run}/backbone.safetensors", f"output={elsewhere}", "target=probe"]
+    assert main(["attribute", *words]) == 2
+    told = told_command(capsys)
+    assert told == ["probe", *words[1:2], "data=folder", "data.root=PATH", words[2]]
+    told[2:4] = ["data=shapes", "data.train_size=20", "data.val_size=20"]
+    assert main([*told, "workers=0", "random_init=false", "cache=false"]) == 0
+    assert main(["attribute", *words, "methods=[gradcam]"]) == 0
+    assert main(["attribute", words[0], "--model", "timm:test_vit?random", words[2], "target=probe"]) == 2
+    assert "random weights are others each time: use target=self" in capsys.readouterr().err
 
 
 def test_a_missing_probe_or_one_of_other_weights_is_refused(run: Path) -> None:

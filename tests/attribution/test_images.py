@@ -72,6 +72,22 @@ def test_a_damaged_one_among_many_is_skipped_and_named(
     ]
 
 
+def test_a_damaged_one_of_a_split_is_skipped_and_named(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seven maps where eight were asked for would else be a riddle."""
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        write_pictures(tmp_path / "data" / split / "a")
+    (tmp_path / "data" / "val" / "a" / "cmyk.jpg").write_bytes(b"half a file")
+    with caplog.at_level(logging.WARNING):
+        assert attribute(run, "data=folder", f"data.root={tmp_path / 'data'}", "workers=0") == 0
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("heatssl")]
+    assert len(told) == 1
+    assert "skipped" in told[0]
+    assert "cmyk.jpg" in told[0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

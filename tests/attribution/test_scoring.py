@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,9 @@ DATA = DataConfig(image_size=32, train_size=20, val_size=20, workers=0)
 
 
 def config(run: Path, **settings: object) -> AttributeConfig:
-    given = {"run": str(run), "count": 2, "steps": 4, "size": 64, "workers": 0, "methods": ["gradcam"], "score": True}
-    return AttributeConfig(**(given | settings))
+    given = {"run": str(run), "size": 64, "workers": 0, "methods": ["gradcam"], "score": True} | settings
+    given |= {} if given.get("images") else {"count": given.get("count", 2)}
+    return AttributeConfig(**({"steps": 4} if "integrated_gradients" in given["methods"] else {}), **given)
 
 
 def rows_of(run: Path) -> dict[tuple[str, str], dict[str, object]]:
@@ -70,7 +72,7 @@ def test_the_table_is_the_mean_over_images_whatever_the_batches(run: Path, capsy
             row = rows[method, name]
             assert row["mean"] == pytest.approx(values.mean().item(), abs=1e-4), name
             assert row["low"] <= row["mean"] <= row["high"]
-            assert row["images"] == 8
+            assert row["images"] == row["scored"] == 8
     assert ("gradcam", "completeness") not in rows
     assert ("integrated_gradients", "completeness") in rows
     about = rows["gradcam", "energy"]
@@ -177,6 +179,7 @@ def test_mistakes_on_the_command_line_are_named(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+    assert not (run / "attribution").exists(), "told only after maps were made"
 
 
 def test_a_mask_that_does_not_fit_is_named(run: Path, masked: Path) -> None:
@@ -185,11 +188,44 @@ def test_a_mask_that_does_not_fit_is_named(run: Path, masked: Path) -> None:
         run_attribute(config(run, data=DataConfig("folder", str(masked))))
 
 
-def test_where_no_image_shows_the_object_there_is_no_number(run: Path, masked: Path) -> None:
+def test_an_image_without_the_object_has_no_number(run: Path, masked: Path) -> None:
     """NaN would make the JSON unreadable for others."""
-    run_attribute(config(run, data=DataConfig("folder", str(masked)), objects=[7], scores=["energy", "deletion"]))
-    assert {name for _, name in rows_of(run)} == {"deletion"}
+    Image.fromarray(np.full((40, 48), 2, dtype=np.uint8)).save(masked / "masks" / "val" / "a" / "2.png")
+    settings = {"data": DataConfig("folder", str(masked)), "scores": ["energy", "deletion"], "count": 4}
+    run_attribute(config(run, **settings))
+    rows = rows_of(run)
+    assert (rows["gradcam", "energy"]["images"], rows["gradcam", "deletion"]["images"]) == (3, 4)
+    assert "3 of 4 images have one" in (run / "attribution" / "scores.md").read_text()
     assert "NaN" not in (run / "attribution" / "attribution.json").read_text()
+
+
+@pytest.mark.parametrize("scores", [[], ["energy"]])
+def test_masks_that_never_show_the_object_are_refused_with_what_they_hold(
+    run: Path, masked: Path, scores: list[str]
+) -> None:
+    """Masks of 0 and 255 with the default objects=[1] used to lose every score against them, without a word."""
+    for file in masked.glob("masks/val/a/*.png"):
+        Image.fromarray(255 * (np.asarray(Image.open(file)) == 1).astype(np.uint8)).save(file)
+    data = DataConfig("folder", str(masked))
+    with pytest.raises(UserError, match=r"objects=\[1\], they hold \[0, 255\]: set objects"):
+        run_attribute(config(run, data=data, scores=scores))
+    assert not (run / "attribution").exists(), "told only after maps were made"
+    run_attribute(config(run, data=data, scores=["energy"], objects=[255]))
+    assert rows_of(run)["gradcam", "energy"]["images"] == 4
+    run_attribute(config(run, data=data, scores=["deletion"]))
+    with pytest.raises(UserError, match=r"both hold \[255\]"):
+        run_attribute(config(run, data=data, scores=scores, objects=[255], ignore=[255]))
+
+
+def test_a_score_that_no_method_has_is_told_as_such(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It used to end, after a full pass, in the advice to check where the images lie."""
+    with pytest.raises(UserError, match="none of gradcam has the score completeness, which path methods have"):
+        run_attribute(config(run, scores=["completeness"], score_count=4))
+    maps = json.loads((run / "attribution" / "attribution.json").read_text())["maps"]
+    assert len(maps) == 2, "maps that are written must be listed: others may have lain there"
+    with caplog.at_level(logging.WARNING):
+        run_attribute(config(run, scores=["completeness", "deletion"], score_count=4))
+    assert "no map has the score completeness" in caplog.text
 
 
 def test_from_python_one_batch_at_a_time(small_vit: Create, images: Tensor) -> None:

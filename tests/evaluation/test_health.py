@@ -95,7 +95,9 @@ def test_the_command_prints_and_keeps_its_figures(run, capsys):
     assert 1 <= mine["lidar"] <= 24
     assert 0 <= mine["alignment"] <= 4
     assert mine.keys() - {"cka"} == twin.keys()
-    assert json.loads((run / "health.json").read_text())["pretrained"] == mine
+    kept = json.loads((run / "health.json").read_text())
+    assert kept["pretrained"] == mine
+    assert (kept["source"], kept["step"]) == ("last", 7), "which weights the figures are of"
     shown = capsys.readouterr().out
     assert "LiDAR" in shown
     assert "24 images of val" in shown

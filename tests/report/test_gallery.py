@@ -97,6 +97,32 @@ def test_scores_can_be_sorted_by_and_stand_below_their_map(write_maps: Make, tmp
     assert "<small>deletion auc 0.4</small>" in page
 
 
+def test_maps_of_other_weights_have_columns_that_name_them(write_maps: Make, tmp_path: Path) -> None:
+    """After `run=R/best`, or longer training, maps of two steps would else stand in one column."""
+    folder = write_maps(tmp_path / "run")
+    listed = json.loads((folder / "attribution.json").read_text())
+    first = listed["maps"][0]
+    listed["maps"] = [
+        entry | {"source": "last", "step": 5000 if entry["method"] == "gradcam" else 100} for entry in listed["maps"]
+    ]
+    listed["maps"].append(first | {"source": "best", "step": 100})
+    (folder / "attribution.json").write_text(json.dumps(listed))
+    page = html.unescape(write_gallery(folder).read_text())
+    methods = page[page.index('<section id="methods">') : page.index("</section>")]
+    head = re.findall(r'<th scope="col".*?</th>', methods)
+    told = [re.sub(r"<.*?>", " ", column).split() for column in head[1:4]]
+    assert [" ".join(words[-4:]) for words in told] == [
+        "last weights, step 5000",
+        "last weights, step 100",
+        "best weights, step 100",
+    ]
+    options = re.findall(r"<option>(deletion.*?)</option>", page)
+    assert [option.rpartition("embedding, ")[2] for option in options] == [
+        "best weights, step 100",
+        "last weights, step 5000",
+    ]
+
+
 def test_the_error_of_the_law_is_that_of_hidden_positions(write_maps: Make, tmp_path: Path) -> None:
     folder = write_maps(tmp_path / "run")
     arrays = np.load(folder / "extrapolation.npz")

@@ -63,6 +63,33 @@ def test_the_newest_of_repeated_results_counts(result: Make) -> None:
     assert comparisons[0].gain == pytest.approx(40)
 
 
+def test_last_and_best_weights_are_two_and_share_the_random_twin(result: Make) -> None:
+    """The best step of the online kNN is often not the best on val: 52 % vanished behind 45 %."""
+    results = [
+        result("knn", "pretrained", 0.52, source="last", step=5000),
+        result("knn", "random_init", 0.30, source="last", step=0),
+        result("knn", "pretrained", 0.45, source="best", step=100),
+    ]
+    found = {comparison.name: comparison for comparison in compare(results)}
+    assert {name: comparison.gain for name, comparison in found.items()} == {
+        "kNN": pytest.approx(22),
+        "kNN, best weights": pytest.approx(15),
+    }
+    assert [comparison.weights for comparison in found.values()] == [
+        "last weights, step 5000",
+        "best weights, step 100",
+    ]
+    headline = verdict(list(found.values()))
+    assert headline.figure.startswith("kNN, best weights 45.0")
+
+
+@pytest.mark.parametrize("name", ["backbone", "images"])
+def test_the_random_twin_is_of_the_same_architecture_and_saw_the_same_images(result: Make, name: str) -> None:
+    """Two models may write into one output folder, and one model be tested on two tars of the same size."""
+    results = [result("knn", "random_init", 0.3, **{name: "a"}), result("knn", "pretrained", 0.5, **{name: "b"})]
+    assert [comparison.gain for comparison in compare(results)] == [None, None]
+
+
 def test_minus_signs_are_minus_signs() -> None:
     assert (signed(20.34), signed(-0.4)) == ("+20.3", "\u22120.4")
 

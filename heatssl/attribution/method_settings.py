@@ -1,0 +1,64 @@
+"""Settings of ``heatssl attribute`` that belong to methods, and those that nobody would use."""
+
+import inspect
+from typing import Any
+
+from heatssl.attribution.attribute import find_method, method_names
+from heatssl.config import AttributeConfig
+from heatssl.errors import UserError
+
+OF_METHODS = ("steps", "samples", "layer", "border")
+OF_A_SPLIT = ("count", "split", "score_count", "objects", "ignore")
+OF_SCORES = ("score_count", "objects", "ignore")
+
+
+def method_options(name: str, config: AttributeConfig) -> dict[str, Any]:
+    """Of the settings, those that a method, or the base of its heat flow, takes, and ``chunk``; null: its own value."""
+    given = {"chunk": config.batch_size} | {key: getattr(config, key) for key in OF_METHODS}
+    taken = _parameters(name)
+    return {key: value for key, value in given.items() if value is not None and key in taken}
+
+
+def options_text(name: str, options: dict[str, Any]) -> str:
+    """Those that are not the method's own: ``border=0, steps=64``; ``chunk`` changes no map."""
+    taken = _parameters(name)
+    changed = {key: value for key, value in sorted(options.items()) if value != taken[key].default}
+    return ", ".join(f"{key}={_word(value)}" for key, value in changed.items() if key != "chunk")
+
+
+def check_used(config: AttributeConfig) -> None:
+    """A setting without effect would be taken for one that had it.
+
+    Raises:
+        UserError: on an unknown method, and on a setting that differs from its default and is not used, or lies
+            outside its range.
+    """
+    if (config.samples is not None and config.samples < 1) or (config.border is not None and config.border < 0):
+        raise UserError("samples must be at least 1 and border at least 0")
+    takes = {method: _parameters(method) for method in config.methods}
+    given = {key for key, value in vars(AttributeConfig()).items() if getattr(config, key) != value}
+    for key in (key for key in OF_METHODS if key in given):
+        if not any(key in parameters for parameters in takes.values()):
+            able = ", ".join(method for method in method_names() if key in _parameters(method))
+            raise UserError(f"{', '.join(config.methods)} takes no {key}: leave it out, or use one of {able}")
+    if config.images:
+        _refuse(given, OF_A_SPLIT, "is of images of the data, and others are given: leave it out, or the images")
+    if not (config.score or config.scores):
+        _refuse(given, OF_SCORES, "is for scores: add score=true, or leave it out")
+
+
+def _refuse(given: set[str], keys: tuple[str, ...], reason: str) -> None:
+    for key in keys:
+        if key in given:
+            raise UserError(f"{key} {reason}")
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """What a method can be told, and what it passes on to its base."""
+    own = dict(inspect.signature(find_method(name)).parameters)
+    base = own["base"].default if "base" in own else "uniform"
+    return own if base == "uniform" else _parameters(base) | own
+
+
+def _word(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
