@@ -13,11 +13,11 @@ from heatssl.evaluation.augmented_probe import measure_augmented
 from heatssl.evaluation.few_shot import few_shot_probe
 from heatssl.evaluation.knn import check_neighbours, knn_accuracies, unit_bank
 from heatssl.evaluation.linear import save_probe
-from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
+from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.probe import SGD_EPOCHS, linear_probe
 from heatssl.evaluation.processes import is_first, rank_and_world
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.evaluation.source import Source, fingerprint
 from heatssl.evaluation.split_features import split_features, split_maps
 from heatssl.evaluation.token_probe import BATCH, EPOCHS, HEADS, token_probe, trial_epochs
 from heatssl.evaluation.whitening import Whitening, check_shrinkage, preparation
@@ -42,7 +42,7 @@ def run_knn(config: KnnConfig) -> list[Result]:
     Raises:
         UserError: on input that cannot work.
     """
-    source = open_source(config, cache=config.cache, several=True)
+    source = begin(config, cache=config.cache, several=True)
     return finish(source, measure_knn(source, config))
 
 
@@ -103,7 +103,7 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     """
     _check_probe(config)
     augmented = config.protocol == "mae"
-    source = open_source(config, cache=config.cache, several=True)
+    source = begin(config, cache=config.cache, several=True)
     measure = measure_augmented if augmented else measure_probe
     return finish(source, measure(source, config, keep=True))
 

@@ -12,10 +12,10 @@ from heatssl.data.crop import centre_crop_mask
 from heatssl.data.masked import read_mask
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.features import extract_all_maps
-from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
+from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
-from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.source import Source
 
 METRICS = {"linear": "segmentation", "knn": "kNN segmentation"}  # by method
 
@@ -33,7 +33,7 @@ def run_segment(config: SegmentConfig) -> list[Result]:
     """
     if config.method not in METRICS:
         raise UserError(f"unknown method {config.method!r}: choose one of {', '.join(METRICS)}")
-    source = open_source(config)
+    source = begin(config)
     return finish(source, measure_segment(source, config))
 
 
