@@ -129,6 +129,21 @@ def test_a_single_image_that_breaks_is_named(
     assert "take these images out" in error
 
 
+@pytest.mark.parametrize("word", ["batch_size=0", "workers=-1", "seed=-1"])
+@pytest.mark.parametrize("command", ["knn", "probe", "segment", "health", "finetune", "detect", "evaluate"])
+def test_settings_that_no_command_can_use(
+    command: str, word: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = word.partition("=")[0]
+    words = [word if (command, name) != ("evaluate", "seed") else "seeds=[0,-1]"]
+    words += [str(run), f"output={tmp_path / 'out'}"] if command == "evaluate" else [f"run={run}"]
+    assert main([command, *words]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_small_subset_need_not_have_every_class(run: Path, images: Path) -> None:
     words = ["data=folder", f"data.root={images}", "data.val_size=2", "workers=0", "random_init=false", "k=3"]
     assert main(["knn", f"run={run}", *words]) == 0
