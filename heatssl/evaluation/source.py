@@ -150,20 +150,18 @@ def open_source(
         if folder is None:
             raise UserError(f"{config.run} has no images of its own: choose some with data=folder data.root=PATH")
         data = load_config(folder / "config.yaml").data
-    # A backbone takes only what it was trained on; the data's own values belong to other weights.
-    data = dataclasses.replace(
-        data,
-        image_size=info.image_size,
-        mean=info.mean or data.mean,
-        std=info.std or data.std,
-        workers=config.workers,
-    )
+    data = dataclasses.replace(shown_to(info, data), workers=config.workers)
     output = Path(config.output) if config.output else folder
     if output is None and not needs_data:
         output = Path("runs") / info.name.replace("/", "_").replace(":", "_")
     if output is None:
         raise UserError(f"{config.run} has no folder for results: give one with output=FOLDER")
     return Source(config.run, backbone, info, data, choose_device(config.accelerator), output, cache)
+
+
+def shown_to(info: BackboneInfo, data: DataConfig) -> DataConfig:
+    """The same images as a backbone takes them: as in its training; the data's own values belong to other weights."""
+    return dataclasses.replace(data, image_size=info.image_size, mean=info.mean or data.mean, std=info.std or data.std)
 
 
 def choose_device(accelerator: str) -> torch.device:
