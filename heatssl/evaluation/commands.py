@@ -14,13 +14,14 @@ from heatssl.evaluation.few_shot import few_shot_probe
 from heatssl.evaluation.knn import check_neighbours, knn_accuracies, unit_bank
 from heatssl.evaluation.linear import save_probe
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
-from heatssl.evaluation.probe import SGD_EPOCHS, linear_probe
+from heatssl.evaluation.probe import SGD_EPOCHS, SOLVERS, linear_probe
 from heatssl.evaluation.processes import is_first, rank_and_world
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.source import Source, fingerprint
 from heatssl.evaluation.split_features import split_features, split_maps
 from heatssl.evaluation.token_probe import BATCH, EPOCHS, HEADS, token_probe, trial_epochs
 from heatssl.evaluation.whitening import Whitening, check_shrinkage, preparation
+from heatssl.unused import refuse_unused
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]  # train_x, train_y, test_x, test_y
 
@@ -120,6 +121,24 @@ def _check_probe(config: ProbeConfig) -> None:
         raise UserError("shots and share are for head=linear and solver=logistic_regression: leave the others out")
     if config.protocol == "mae" and not plain:
         raise UserError("protocol=mae has a linear head and LARS: leave head and solver out")
+    if config.solver not in SOLVERS:
+        raise UserError(f"unknown solver {config.solver!r}: choose one of {', '.join(SOLVERS)}")
+    refuse_unused(config, *_unused(config))
+
+
+def _unused(config: ProbeConfig) -> tuple[list[str], str]:
+    """Settings that the chosen probe does not look at, and the choice that leaves them so."""
+    if config.protocol == "mae":
+        one_rate = len(config.grid) < 2
+        choice = "protocol=mae and a single learning rate" if one_rate else "protocol=mae"
+        return ["iterations", "draws", *(["held_out"] if one_rate else [])], choice
+    if is_few(config):
+        return ["grid", "iterations", "epochs", "held_out"], "shots or share"
+    if config.head != "linear":
+        return ["solver", "iterations", "draws"], f"head={config.head}"
+    if config.solver == "sgd":
+        return ["iterations", "draws"], "solver=sgd"
+    return ["epochs", "draws"], f"solver={config.solver}"
 
 
 def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Result]:

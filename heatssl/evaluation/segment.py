@@ -16,8 +16,10 @@ from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, re
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
 from heatssl.evaluation.source import Source
+from heatssl.unused import refuse_unused
 
 METRICS = {"linear": "segmentation", "knn": "kNN segmentation"}  # by method
+UNUSED = {"linear": ["k", "temperature"], "knn": ["epochs", "held_out"]}  # settings of the other one
 
 
 @permission_errors()
@@ -33,6 +35,7 @@ def run_segment(config: SegmentConfig) -> list[Result]:
     """
     if config.method not in METRICS:
         raise UserError(f"unknown method {config.method!r}: choose one of {', '.join(METRICS)}")
+    refuse_unused(config, UNUSED[config.method], f"method={config.method}")
     source = begin(config)
     return finish(source, measure_segment(source, config))
 

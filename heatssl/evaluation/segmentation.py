@@ -187,6 +187,8 @@ def knn_segmentation(
     bank, votes = bank[counted], votes[counted]
     if not 1 <= k <= len(bank):
         raise UserError(f"k={k} neighbours cannot be found among {len(bank)} positions: set 1 <= k <= {len(bank)}")
+    if not temperature > 0:
+        raise UserError(f"temperature={temperature:g} must be positive: use 0.07")
     found = []
     for part in _positions(test_maps).split(chunk):
         cosine, nearest = (F.normalize(part, dim=1) @ bank.T).topk(k, dim=1)

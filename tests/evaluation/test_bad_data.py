@@ -129,6 +129,34 @@ def test_a_single_image_that_breaks_is_named(
     assert "take these images out" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "unused", "choice"),
+    [
+        (["probe", "head=attentive", "solver=sgd"], "solver=sgd", "head=attentive"),
+        (["probe", "head=block", "iterations=3"], "iterations=3", "head=block"),
+        (["probe", "epochs=5"], "epochs=5", "solver=logistic_regression"),
+        (["probe", "solver=sgd", "iterations=3"], "iterations=3", "solver=sgd"),
+        (["probe", "shots=1", "grid=[0.1]"], "grid=[0.1]", "shots or share"),
+        (["probe", "draws=3"], "draws=3", "solver=logistic_regression"),
+        (["probe", "protocol=mae", "held_out=0.2"], "held_out=0.2", "protocol=mae and a single learning rate"),
+        (["segment", "k=3"], "k=3", "method=linear"),
+        (["segment", "method=knn", "epochs=3"], "epochs=3", "method=knn"),
+    ],
+)
+def test_settings_without_effect(
+    words: list[str], unused: str, choice: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever sets them believes that the number is theirs."""
+    assert main([words[0], f"run={run}", *words[1:]]) == 2
+    assert f"{unused} has no effect with {choice}: leave it out" in capsys.readouterr().err
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_solver_that_is_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", f"run={run}", "solver=typo"]) == 2
+    assert "unknown solver 'typo': choose one of logistic_regression, sgd" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["batch_size=0", "workers=-1", "seed=-1"])
 @pytest.mark.parametrize("command", ["knn", "probe", "segment", "health", "finetune", "detect", "evaluate"])
 def test_settings_that_no_command_can_use(

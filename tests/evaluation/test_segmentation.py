@@ -108,6 +108,7 @@ def test_the_command_on_scenes(run, capsys) -> None:
     [
         (["method=tree"], "choose one of linear, knn"),
         (["ignore=[0]"], "segmentation needs two classes"),
+        (["method=knn", "temperature=0"], "temperature=0 must be positive"),
     ],
 )
 def test_the_command_names_what_cannot_work(run, capsys, words: list[str], message: str) -> None:
