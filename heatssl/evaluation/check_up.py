@@ -99,7 +99,8 @@ def _images(data: DataConfig, config: HealthConfig) -> Tensor:
         UserError: when too many cannot be read, or fewer than two can.
     """
     bad, images = BadFiles(data.bad_fraction), []
-    for batch in eval_loader(open_split(data, "val"), data, batch_size=config.batch_size):
+    loader = eval_loader(open_split(data, "val"), data, batch_size=config.batch_size)
+    for batch in tqdm(loader, desc="images", unit="batch", delay=2, leave=False, disable=None):
         bad.update(batch)
         images.append(normalise(batch.images, data))
     bad.check()

@@ -56,7 +56,7 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
     features_are = f"mean-pooled frozen features{preparation(config.shrinkage)}"
     vote = "majority vote" if config.temperature is None else f"votes exp(cosine / {config.temperature:g})"
     rank, world = rank_and_world()
-    place = _place(source)
+    place = source.place
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):
         start = time.perf_counter()
@@ -67,7 +67,7 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
             prepare = Whitening(train_x, config.shrinkage).to(place)
             test_x = prepare(test_x)
         features = (unit_bank(train_x, place, prepare), train_y.to(place), test_x, test_y)
-        found = knn_accuracies(*features, ks, config.temperature, rank=rank, world=world)
+        found = knn_accuracies(*features, ks, config.temperature, rank=rank, world=world, progress=rank == 0)
         for k, accuracy in zip(ks, found, strict=True):
             about = f"{k} nearest neighbours by cosine, {vote}; {features_are}"
             settings = dataclasses.replace(config, k=k)
@@ -154,13 +154,21 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
             epochs=SGD_EPOCHS if config.epochs is None else config.epochs,
             held_out=config.held_out,
             seed=config.seed,
+            progress=is_first(),
         )
         if keep and weights == "pretrained" and is_first():
             save_probe(source.output / "probe.safetensors", found.probe, train.classes, fingerprint(backbone))
         return Accuracy(found.accuracy)
 
     def few(features: Features, *_: object) -> Accuracy:
-        found = few_shot_probe(*features, shots=config.shots, share=config.share, draws=config.draws, seed=config.seed)
+        found = few_shot_probe(
+            *features,
+            shots=config.shots,
+            share=config.share,
+            draws=config.draws,
+            seed=config.seed,
+            progress=is_first(),
+        )
         return Accuracy(found.accuracy, found.deviation)
 
     def token(maps: Features, *_: object) -> Accuracy:
@@ -186,7 +194,7 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
         train_x, train_y = read(backbone, "train", source, config.batch_size)
         val_x, val_y = read(backbone, "val", source, config.batch_size)
         # Maps go to the device by the batch.
-        place = torch.device("cpu") if of_maps else _place(source)
+        place = torch.device("cpu") if of_maps else source.place
         found = accuracy((train_x.to(place), train_y.to(place), val_x.to(place), val_y.to(place)), weights, backbone)
         shape = " x ".join(map(str, train_x.shape[1:]))
         what = f"frozen feature maps ({shape})" if of_maps else "mean-pooled frozen features"
@@ -194,11 +202,6 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
         about = f"{_probe_method(config)}; {what}"
         results.append(result_of(source, weights, metric_of(config), found, about, sizes, config, start))
     return results
-
-
-def _place(source: Source) -> torch.device:
-    """MPS has no float64, which the sums of probes need: there the processor computes."""
-    return source.device if source.device.type == "cuda" else torch.device("cpu")
 
 
 def is_few(config: ProbeConfig) -> bool:

@@ -89,7 +89,9 @@ def _measure(
     ]
     inputs = (maps[0], masks[0], maps[1], masks[1], len(values))
     if config.method == "knn":
-        found_scores = knn_segmentation(*inputs, k=config.k, temperature=config.temperature)
+        found_scores = knn_segmentation(
+            *inputs, k=config.k, temperature=config.temperature, device=source.place, progress=True
+        )
         method = f"{config.k} nearest positions by cosine, votes exp(cosine / {config.temperature:g})"
     else:
         epochs = EPOCHS if config.epochs is None else config.epochs

@@ -101,6 +101,11 @@ class Source:
         return "last" if run_folder(self.name) == Path(self.name) else "best"
 
     @property
+    def place(self) -> torch.device:
+        """Where features are classified: MPS has no float64, which the sums of probes need; the processor has."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
+    @property
     def root(self) -> str | None:
         """Whole path of the images; None where they are generated."""
         return str(Path(self.data.root).expanduser().resolve()) if self.data.root else None
