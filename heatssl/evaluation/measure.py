@@ -71,7 +71,7 @@ def result_of(
         seed=config.seed,
         seconds=time.perf_counter() - start,
         backbone=source.info.describe(),
-        source=source.kind,
+        source=source.origin,
         step=source.info.step if weights == "pretrained" else 0,
         hardware=hardware(source.device),
         commit=commit(),

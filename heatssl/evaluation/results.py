@@ -46,15 +46,15 @@ def append_results(path: Path, results: list[Result]) -> None:
 
 
 def append_entries(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Add to ``evaluation.json``, whole or not at all; an entry of the same ``key`` is replaced, all others stay.
+    """Add to ``evaluation.json``, whole or not at all; an entry of the same key and source is replaced, no other.
 
     Raises:
         UserError: when the file is there but is no list of results, or the disk is full.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replaced = {entry["key"] for entry in entries if entry["key"]}
-    kept = [entry for entry in read_results(path) if entry.get("key") not in replaced]
+    replaced = {(entry["key"], entry.get("source")) for entry in entries if entry["key"]}
+    kept = [entry for entry in read_results(path) if (entry.get("key"), entry.get("source")) not in replaced]
     content = json.dumps({"results": kept + entries}, indent=2)
     write_atomically(path, lambda file: file.write(content.encode()))
 

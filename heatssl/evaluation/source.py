@@ -95,10 +95,15 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """Which weights of the run that the results lie in: last or best; else where they come from."""
-        if not is_run(self.name) or run_folder(self.name) != self.output:
+        """Which weights of the run: last or best; or where else they come from."""
+        if not is_run(self.name):
             return self.name
         return "last" if run_folder(self.name) == Path(self.name) else "best"
+
+    @property
+    def origin(self) -> str:
+        """The same for results: the whole name where they do not lie in the run's own folder, but among others."""
+        return self.kind if is_run(self.name) and run_folder(self.name) == self.output else self.name
 
     @property
     def place(self) -> torch.device:

@@ -158,7 +158,9 @@ def test_a_solver_that_is_none(run: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("word", ["batch_size=0", "workers=-1", "seed=-1"])
-@pytest.mark.parametrize("command", ["knn", "probe", "segment", "health", "finetune", "detect", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["knn", "probe", "segment", "health", "attribute", "finetune", "detect", "evaluate"]
+)
 def test_settings_that_no_command_can_use(
     command: str, word: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,7 @@ def test_a_number_replaces_none_but_its_own(
     assert twins[0].key == twins[4].key, "both runs have the same architecture, hence the same random twin"
     entries = read_results(output / "evaluation.json")
     assert [entry["weights"] for entry in entries].count("pretrained") == 5
-    assert [entry["weights"] for entry in entries].count("random_init") == 4
+    assert [entry["weights"] for entry in entries].count("random_init") == 5
     assert {entry["source"] for entry in entries} == {str(run), str(other_run)}
     roots = {(entry["root"], entry["images"]) for entry in entries}
     assert len(roots) == 2
