@@ -30,6 +30,14 @@ FUNCTIONS = {
     "report": "heatssl.report.commands:run_report",
     "models": "heatssl.backbones.table:print_models",
 }
+GOES_ON = {  # what the same command does after it was stopped; the others begin again
+    "demo": "goes on from the last checkpoint (resume=auto)",
+    "pretrain": "goes on from the last checkpoint (resume=auto)",
+    "finetune": "goes on after the last epoch",
+    "detect": "goes on after the last epoch",
+    "probe": "begins again, with protocol=mae after the last epoch",
+    "evaluate": "takes over what was measured",
+}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -46,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     command, *words = arguments
     if command not in SUMMARY or {"-h", "--help"} & set(words):
         _parser().parse_args(arguments)  # help, the version or a mistake: it does not come back
-    return guarded(lambda: run(command, settings(command, words)))
+    return guarded(lambda: run(command, settings(command, words)), GOES_ON.get(command, "begins again"))
 
 
 def run(command: str, overrides: list[str]) -> None:
@@ -66,23 +74,22 @@ def run(command: str, overrides: list[str]) -> None:
     _function(command)(config)
 
 
-def guarded(work: Callable[[], None]) -> int:
+def guarded(work: Callable[[], None], once_more: str = "begins again") -> int:
     """Run ``work``; what users can mend ends in one line on stderr and an exit code, the rest in a traceback.
 
-    ``HEATSSL_DEBUG=1`` shows the traceback always.
+    ``once_more`` tells what the same command does the next time. ``HEATSSL_DEBUG=1`` shows the traceback always.
     """
     try:
         work()
     except UserError as error:
         return _complain(str(error), EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        note = "interrupted; the same command goes on from the last checkpoint (resume=auto)"
-        return _complain(note, EXIT_INTERRUPTED)
+        return _complain(f"interrupted; the same command {once_more}", EXIT_INTERRUPTED)
     except Exception as error:
         place = full_disk(error)
         if place is None:
             raise
-        remedy = "free some space and run the same command again; it resumes from the last checkpoint"
+        remedy = f"free some space and run the same command again; it {once_more}"
         return _complain(f"no space left on device at {place}: {remedy}", EXIT_USER_ERROR)
     return 0
 

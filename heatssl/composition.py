@@ -67,7 +67,7 @@ def _checked(command: str, override: str, overrides: list[str]) -> str:
     if not equals or not key:
         raise UserError(f"{override!r} is not of the form key=value; see heatssl {command} --help")
     known = setting_types(SCHEMAS[command])
-    if key in groups(command) and not value.startswith("{"):
+    if key in groups(command) and not (value.startswith("{") and command == "pretrain"):
         _check_option(key, value)
         return f"{key}={value}"
     if key.partition(".")[0] in OPEN_SETTINGS and command == "pretrain":

@@ -204,12 +204,13 @@ class EvaluateConfig:
     suite: str = "quick"  # knn and the linear probe; full: few labels, heads and, where there are masks, segmentation
     data: DataConfig | None = None  # null: of each run its own
     seeds: list[int] = field(default_factory=lambda: [0])  # of the probes; several show their spread
-    fresh: bool = False  # measure again what stands in evaluation.json of the run or in results.json already
+    ignore: list[int] = field(default_factory=list)  # full: values of masks that count nowhere, as segment does
+    fresh: bool = False  # measure again what stands in evaluation.json of the run or of the output already
     batch_size: int = 256
     workers: int = 2
     accelerator: str = "auto"
     cache: bool = True  # keep features on disk, as knn does
-    output: str = "runs/evaluation"  # results.json, .csv, .md and .html
+    output: str = "runs/evaluation"  # results.json, .csv, .md and .html; evaluation.json of all that was measured
 
 
 @dataclass

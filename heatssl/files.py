@@ -29,6 +29,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
 
 
+def check_folder(folder: Path) -> None:
+    """See that files can be written into a folder, whether it is there yet or not; nothing is written.
+
+    Raises:
+        UserError: naming what stands in the way.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot write into {folder}, {there} is a file: choose another output=FOLDER")
+    if not os.access(there, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES)
+        raise UserError(f"cannot write {folder} ({reason}): fix its permissions, or choose another output=FOLDER")
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a :class:`UserError` that names ``path``."""
@@ -41,7 +55,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left on device for {path} (what stood there before is intact): "
                 "free space and run the same command again"
             ) from error
-        if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             reason = os.strerror(code)
             raise UserError(
                 f"cannot write {path} ({reason}): fix its permissions, or choose another output=FOLDER"

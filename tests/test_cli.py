@@ -148,9 +148,21 @@ def test_line_breaks_in_an_error_do_not_reach_the_user(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "heatssl: error: no such thing\n"
 
 
-def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.guarded(raising(KeyboardInterrupt())) == 130
-    assert "resume=auto" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("pretrain", "goes on from the last checkpoint (resume=auto)"),
+        ("finetune", "goes on after the last epoch"),
+        ("knn", "begins again"),
+    ],
+)
+def test_an_interrupt_says_what_the_same_command_does(
+    command: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``resume=auto`` is a setting of pretrain alone."""
+    monkeypatch.setattr(cli, "run", lambda *_: raising(KeyboardInterrupt())())
+    assert cli.main([command]) == 130
+    assert capsys.readouterr().err == f"heatssl: error: interrupted; the same command {told}\n"
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,12 @@ def test_evaluation_uses_the_images_of_the_run_unless_others_are_named() -> None
     assert (other.name, other.root, other.image_size) == ("folder", "/images", 96)
 
 
+def test_images_are_not_given_in_braces_to_an_evaluation() -> None:
+    """There are no settings of theirs beneath, which the braces could change."""
+    with pytest.raises(UserError, match="choose one of folder, shapes, tar"):
+        compose("knn", ["data={name: tar}"])
+
+
 def test_backbone_arguments_take_any_key_one_by_one() -> None:
     config = compose("pretrain", ["recipe=demo", "backbone_arguments.depth=2", "backbone_arguments.qk_norm=true"])
     assert config.backbone_arguments["depth"] == 2

@@ -76,13 +76,20 @@ def as_nobody(work: Callable[[], int], told: Path) -> tuple[int, str]:
 CASES: dict[str, tuple[str, Callable[[Path], int]]] = {
     "data folder": ("images", lambda place: pretrain(place, f"output={place}/open/new")),
     "split": ("images/train", lambda place: pretrain(place, f"output={place}/open/new")),
-    "class": ("images/val/a", lambda place: main(["knn", f"run={place}/run", "workers=0"])),
+    "class": (
+        "images/val/a",
+        lambda place: main(["knn", f"run={place}/run", "workers=0", f"output={place}/open/new"]),
+    ),
     "folder below a class": ("images/train/a/deep", lambda place: pretrain(place, f"output={place}/open/new")),
     "tar file": (
         "images.tar",
         lambda place: pretrain(place, "data=tar", f"data.root={place}/images.tar", f"output={place}/open/new"),
     ),
     "output": ("closed", lambda place: pretrain(place, f"output={place}/closed/new")),
+    "output of an evaluation": (
+        "closed",
+        lambda place: main(["knn", f"run={place}/run", "workers=0", f"output={place}/closed/new"]),
+    ),
     "run to go on with": ("run", pretrain),
     "checkpoint": ("run/checkpoints/last.ckpt", pretrain),
     "run to evaluate": ("run", lambda place: main(["probe", f"run={place}/run"])),
@@ -94,7 +101,7 @@ CASES: dict[str, tuple[str, Callable[[Path], int]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_may_not_be_opened_is_named_in_one_line(case: str, place: Path, tmp_path: Path) -> None:
     name, work = CASES[case]
-    with forbidden(place / name, 0o555 if case == "output" else 0):
+    with forbidden(place / name, 0o555 if case.startswith("output") else 0):
         code, told = as_nobody(lambda: work(place), tmp_path / "told")
     assert (code, told.count("\n")) == (2, 1), told
     assert told.startswith("heatssl: error: ")

@@ -6,6 +6,7 @@ from typing import Any
 from heatssl.attribution.attribute import find_method, method_names
 from heatssl.config import AttributeConfig
 from heatssl.errors import UserError
+from heatssl.unused import refuse_unused
 
 OF_METHODS = ("steps", "samples", "layer", "border")
 OF_A_SPLIT = ("count", "split", "score_count", "objects", "ignore")
@@ -42,15 +43,9 @@ def check_used(config: AttributeConfig) -> None:
             able = ", ".join(method for method in method_names() if key in _parameters(method))
             raise UserError(f"{', '.join(config.methods)} takes no {key}: leave it out, or use one of {able}")
     if config.images:
-        _refuse(given, OF_A_SPLIT, "is of images of the data, and others are given: leave it out, or the images")
+        refuse_unused(config, OF_A_SPLIT, "images of your own")
     if not (config.score or config.scores):
-        _refuse(given, OF_SCORES, "is for scores: add score=true, or leave it out")
-
-
-def _refuse(given: set[str], keys: tuple[str, ...], reason: str) -> None:
-    for key in keys:
-        if key in given:
-            raise UserError(f"{key} {reason}")
+        refuse_unused(config, OF_SCORES, "score=false")
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

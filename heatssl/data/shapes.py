@@ -60,8 +60,8 @@ class Shapes:
         return f"{self.split}/{i:05d} {CLASSES[i % len(CLASSES)]}"
 
     def version(self, i: int) -> str:
-        """Name and size: the code that paints decides the rest."""
-        return f"{self.name(i)} {self.image_size}"
+        """Its name: at any image size it is the same scene, which the code that paints decides."""
+        return self.name(i)
 
     def load(self, i: int) -> Image.Image:
         """The scene, RGB."""

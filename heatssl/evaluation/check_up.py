@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from heatssl.backbones import feature_map, pooled_features
-from heatssl.config import HealthConfig
-from heatssl.data import eval_loader, normalise, open_split
+from heatssl.config import DataConfig, HealthConfig
+from heatssl.data import BadFiles, eval_loader, normalise, open_split
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.health import alignment, area_holding, lidar, linear_cka, receptive_field, uniformity
 from heatssl.evaluation.measure import backbones_of
 from heatssl.evaluation.results import commit, hardware
-from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.source import Source, open_source, shown_to
 from heatssl.export import load_backbone
-from heatssl.files import write_atomically
+from heatssl.files import check_folder, disk_errors, write_atomically
 from heatssl.heat import Laplace, relative_residual
 from heatssl.objectives.objective import channel_std, rankme
 from heatssl.objectives.views import random_view, view_settings
@@ -49,44 +49,67 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
     if config.images < 2 or config.views < 2:
         raise UserError("images must be at least 2, and views too: they are compared with each other")
     source = open_source(config)
-    views, images = _views(source, config)
+    check_folder(source.output)
+    other = load_backbone(config.other) if config.other else None
+    data = dataclasses.replace(source.data, val_size=config.images)
+    views, images = _views(data, config)
     figures = {
         weights: _figures(backbone, source, views, images)
         for weights, backbone in backbones_of(source, config.random_init, config.seed)
     }
-    if config.other:
-        other, _ = load_backbone(config.other)
-        given = next(iter(figures))
-        features = (_features(each, images, source) for each in (source.backbone, other))
-        figures[given]["cka"] = linear_cka(*features).item()
+    compared = ""
+    if other is not None:
+        backbone, info = other
+        same = _images(shown_to(info, data), config)
+        features = (_features(each, shown, source) for each, shown in ((source.backbone, images), (backbone, same)))
+        figures[source.weights]["cka"] = linear_cka(*features).item()
+        compared = f"; CKA to {config.other} at {info.image_size} px"
     split = "the held-out share of train" if source.split == "held-out" else "val"
     about = f"{len(images)} images of {split}, {config.views} views of each, at {source.data.image_size} px"
     record: dict[str, Any] = dict(figures) | {
-        "protocol": f"{about}; seed {config.seed}" + (f"; CKA to {config.other}" if config.other else ""),
+        "protocol": f"{about}; seed {config.seed}{compared}",
         "hardware": hardware(source.device),
         "source": source.kind,
         "backbone": source.info.describe(),
         "step": source.info.step,
         "commit": commit(),
     }
-    source.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=2)
-    write_atomically(source.output / "health.json", lambda file: file.write(text.encode()))
     print(_table(figures, about), flush=True)
+    path, text = source.output / f"{source.mark}health.json", json.dumps(record, indent=2)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
     return figures
 
 
-def _views(source: Source, config: HealthConfig) -> tuple[Tensor, Tensor]:
+def _views(data: DataConfig, config: HealthConfig) -> tuple[Tensor, Tensor]:
     """Random views (N, Q, 3, S, S) and the images themselves (N, 3, S, S), normalised."""
-    data = dataclasses.replace(source.data, val_size=config.images)
     settings = view_settings(data.image_size, (0.3, 1.0), 0.4, 0.2, 0.0)
     torch.manual_seed(config.seed)
-    views, images = [], []
-    for batch in eval_loader(open_split(data, "val"), data, batch_size=config.batch_size):
-        shown = normalise(batch.images, data)
-        images.append(shown)
-        views.append(torch.stack([random_view(shown, settings, data.mean, data.std) for _ in range(config.views)], 1))
-    return torch.cat(views), torch.cat(images)
+    images = _images(data, config)
+    views = [
+        torch.stack([random_view(shown, settings, data.mean, data.std) for _ in range(config.views)], 1)
+        for shown in images.split(config.batch_size)
+    ]
+    return torch.cat(views), images
+
+
+def _images(data: DataConfig, config: HealthConfig) -> Tensor:
+    """The readable images of val (N, 3, S, S), normalised.
+
+    Raises:
+        UserError: when too many cannot be read, or fewer than two can.
+    """
+    bad, images = BadFiles(data.bad_fraction), []
+    loader = eval_loader(open_split(data, "val"), data, batch_size=config.batch_size)
+    for batch in tqdm(loader, desc="images", unit="batch", delay=2, leave=False, disable=None):
+        bad.update(batch)
+        images.append(normalise(batch.images, data))
+    bad.check()
+    found = torch.cat(images)
+    if len(found) < 2:
+        raise UserError(f"{len(found)} image can be read, and figures compare two at least: give a data set of more")
+    return found
 
 
 def _figures(backbone: nn.Module, source: Source, views: Tensor, images: Tensor) -> dict[str, float]:

@@ -13,14 +13,15 @@ from heatssl.evaluation.augmented_probe import measure_augmented
 from heatssl.evaluation.few_shot import few_shot_probe
 from heatssl.evaluation.knn import check_neighbours, knn_accuracies, unit_bank
 from heatssl.evaluation.linear import save_probe
-from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
-from heatssl.evaluation.probe import SGD_EPOCHS, linear_probe
+from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
+from heatssl.evaluation.probe import SGD_EPOCHS, SOLVERS, linear_probe
 from heatssl.evaluation.processes import is_first, rank_and_world
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, fingerprint, open_source
+from heatssl.evaluation.source import Source, fingerprint
 from heatssl.evaluation.split_features import split_features, split_maps
 from heatssl.evaluation.token_probe import BATCH, EPOCHS, HEADS, token_probe, trial_epochs
 from heatssl.evaluation.whitening import Whitening, check_shrinkage, preparation
+from heatssl.unused import refuse_unused
 
 Features = tuple[Tensor, Tensor, Tensor, Tensor]  # train_x, train_y, test_x, test_y
 
@@ -42,7 +43,7 @@ def run_knn(config: KnnConfig) -> list[Result]:
     Raises:
         UserError: on input that cannot work.
     """
-    source = open_source(config, cache=config.cache, several=True)
+    source = begin(config, cache=config.cache, several=True)
     return finish(source, measure_knn(source, config))
 
 
@@ -55,7 +56,7 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
     features_are = f"mean-pooled frozen features{preparation(config.shrinkage)}"
     vote = "majority vote" if config.temperature is None else f"votes exp(cosine / {config.temperature:g})"
     rank, world = rank_and_world()
-    place = _place(source)
+    place = source.place
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):
         start = time.perf_counter()
@@ -66,7 +67,7 @@ def measure_knn(source: Source, config: KnnConfig) -> list[Result]:
             prepare = Whitening(train_x, config.shrinkage).to(place)
             test_x = prepare(test_x)
         features = (unit_bank(train_x, place, prepare), train_y.to(place), test_x, test_y)
-        found = knn_accuracies(*features, ks, config.temperature, rank=rank, world=world)
+        found = knn_accuracies(*features, ks, config.temperature, rank=rank, world=world, progress=rank == 0)
         for k, accuracy in zip(ks, found, strict=True):
             about = f"{k} nearest neighbours by cosine, {vote}; {features_are}"
             settings = dataclasses.replace(config, k=k)
@@ -104,7 +105,7 @@ def run_probe(config: ProbeConfig) -> list[Result]:
     """
     _check_probe(config)
     augmented = config.protocol == "mae"
-    source = open_source(config, cache=config.cache, several=True)
+    source = begin(config, cache=config.cache, several=True)
     measure = measure_augmented if augmented else measure_probe
     return finish(source, measure(source, config, keep=True))
 
@@ -121,6 +122,24 @@ def _check_probe(config: ProbeConfig) -> None:
         raise UserError("shots and share are for head=linear and solver=logistic_regression: leave the others out")
     if config.protocol == "mae" and not plain:
         raise UserError("protocol=mae has a linear head and LARS: leave head and solver out")
+    if config.solver not in SOLVERS:
+        raise UserError(f"unknown solver {config.solver!r}: choose one of {', '.join(SOLVERS)}")
+    refuse_unused(config, *_unused(config))
+
+
+def _unused(config: ProbeConfig) -> tuple[list[str], str]:
+    """Settings that the chosen probe does not look at, and the choice that leaves them so."""
+    if config.protocol == "mae":
+        one_rate = len(config.grid) < 2
+        choice = "protocol=mae and a single learning rate" if one_rate else "protocol=mae"
+        return ["iterations", "draws", *(["held_out"] if one_rate else [])], choice
+    if is_few(config):
+        return ["grid", "iterations", "epochs", "held_out"], "shots or share"
+    if config.head != "linear":
+        return ["solver", "iterations", "draws"], f"head={config.head}"
+    if config.solver == "sgd":
+        return ["iterations", "draws"], "solver=sgd"
+    return ["epochs", "draws"], f"solver={config.solver}"
 
 
 def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Result]:
@@ -136,13 +155,21 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
             epochs=SGD_EPOCHS if config.epochs is None else config.epochs,
             held_out=config.held_out,
             seed=config.seed,
+            progress=is_first(),
         )
         if keep and weights == "pretrained" and is_first():
             save_probe(source.probe_file, found.probe, train.classes, fingerprint(backbone))
         return Accuracy(found.accuracy)
 
     def few(features: Features, *_: object) -> Accuracy:
-        found = few_shot_probe(*features, shots=config.shots, share=config.share, draws=config.draws, seed=config.seed)
+        found = few_shot_probe(
+            *features,
+            shots=config.shots,
+            share=config.share,
+            draws=config.draws,
+            seed=config.seed,
+            progress=is_first(),
+        )
         return Accuracy(found.accuracy, found.deviation)
 
     def token(maps: Features, *_: object) -> Accuracy:
@@ -168,7 +195,7 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
         train_x, train_y = read(backbone, "train", source, config.batch_size)
         val_x, val_y = read(backbone, "val", source, config.batch_size)
         # Maps go to the device by the batch.
-        place = torch.device("cpu") if of_maps else _place(source)
+        place = torch.device("cpu") if of_maps else source.place
         found = accuracy((train_x.to(place), train_y.to(place), val_x.to(place), val_y.to(place)), weights, backbone)
         shape = " x ".join(map(str, train_x.shape[1:]))
         what = f"frozen feature maps ({shape})" if of_maps else "mean-pooled frozen features"
@@ -176,11 +203,6 @@ def measure_probe(source: Source, config: ProbeConfig, *, keep: bool) -> list[Re
         about = f"{_probe_method(config)}; {what}"
         results.append(result_of(source, weights, metric_of(config), found, about, sizes, config, start))
     return results
-
-
-def _place(source: Source) -> torch.device:
-    """MPS has no float64, which the sums of probes need: there the processor computes."""
-    return source.device if source.device.type == "cuda" else torch.device("cpu")
 
 
 def is_few(config: ProbeConfig) -> bool:

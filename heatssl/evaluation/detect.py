@@ -13,9 +13,9 @@ from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.detection import find_boxes, train_detector, true_boxes
 from heatssl.evaluation.detector import check_detector
 from heatssl.evaluation.frozen_maps import FrozenMaps
-from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
+from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.source import Source
 from heatssl.evaluation.whitening import check_shrinkage, preparation
 
 
@@ -32,7 +32,7 @@ def run_detect(config: DetectConfig) -> list[Result]:
     """
     _check_settings(config)
     coco_metric()  # that it is missing should not be found out after hours
-    source = open_source(config)
+    source = begin(config)
     train, val = (open_boxed(source.data, split, config.mask_value) for split in ("train", "val"))
     if train.classes != val.classes:
         told = (", ".join(data.classes) for data in (train, val))

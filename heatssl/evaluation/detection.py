@@ -12,6 +12,7 @@ from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.detector import Detector
 from heatssl.evaluation.frozen_maps import FrozenMaps
 from heatssl.evaluation.whitening import Whitening
+from heatssl.schedule import warmup_cosine
 
 WARMUP = 0.1  # share of all steps
 GRADIENT_CLIP = 10.0  # largest norm: far above that of training that goes well
@@ -63,13 +64,11 @@ def train_detector(
         )
     optimizer = torch.optim.AdamW(_groups(detector, weight_decay), learning_rate)
     per_epoch = -(-len(maps) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, epochs * per_epoch, pct_start=WARMUP, cycle_momentum=False
-    )
-    state = checkpoint and checkpoint({"detector": detector, "optimizer": optimizer, "schedule": schedule})
+    steps = epochs * per_epoch
+    warmup = round(WARMUP * steps)
+    state = checkpoint and checkpoint({"detector": detector, "optimizer": optimizer})
     step = state.load() if state else 0
     targets = [_target(each, size, device) for each in boxes]
-    steps = epochs * per_epoch
     with tqdm(total=steps, initial=step, desc="detect", unit="step", delay=2, leave=False, disable=None) as bar:
         for epoch in range(step // per_epoch, epochs):
             order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(seed + epoch))
@@ -80,8 +79,9 @@ def train_detector(
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(detector.parameters(), GRADIENT_CLIP)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * warmup_cosine(step, warmup, steps)
                 optimizer.step()
-                schedule.step()
                 step += 1
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

@@ -5,6 +5,7 @@ from statistics import mean, stdev
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_features, check_labels
@@ -41,6 +42,7 @@ def few_shot_probe(
     share: float | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    progress: bool = False,
 ) -> FewShotResult:
     """Logistic regression on few labelled features; every draw takes others, and is tested on the whole of test.
 
@@ -56,6 +58,7 @@ def few_shot_probe(
         share: of each class, in (0, 1), at least one image of each. One of the two is given.
         draws: how many times.
         seed: of the draws; the result depends on nothing else.
+        progress: show a bar on a terminal once the work has taken two seconds.
 
     Raises:
         UserError: on features that :func:`linear_probe` refuses, settings out of their range, and a class with fewer
@@ -73,7 +76,7 @@ def few_shot_probe(
         raise UserError(f"shots={shots}, but a class has only {fewest} images: set shots to at most {fewest}")
     generator = torch.Generator().manual_seed(seed)
     accuracies = []
-    for _ in range(draws):
+    for _ in tqdm(range(draws), desc="draws", delay=2, leave=False, disable=None if progress else True):
         rows = draw(train_y, shots, share, generator)
         x, y = train_x[rows], train_y[rows]
         (probe,) = logistic_regression(x, y, [1 / len(y)], len(sizes), ITERATIONS)

@@ -25,10 +25,10 @@ from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.features import evaluation_mode
-from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
+from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.processes import is_first, parallel, rank_and_world, total
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.source import Source
 from heatssl.evaluation.supervised import Plan, train_on_labels
 from heatssl.export import BackboneInfo
 from heatssl.files import write_atomically
@@ -64,7 +64,7 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
         UserError: on input that cannot work.
     """
     _check_settings(config)
-    source = open_source(config, several=True)
+    source = begin(config, several=True)
     # The colours that a run changed belong to its objective: a label may hang on them.
     data = dataclasses.replace(source.data, crop_scale=config.crop_scale, colour_jitter=0.0, grey=0.0)
     train, val = source.splits["train"], source.splits["val"]

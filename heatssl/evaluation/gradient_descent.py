@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from heatssl.evaluation.linear import ROWS, LinearProbe, moments
 from heatssl.schedule import warmup_cosine
@@ -17,7 +18,14 @@ MOMENTUM = 0.9
 
 @torch.no_grad()
 def gradient_descent(
-    x: Tensor, y: Tensor, learning_rates: Sequence[float], classes: int, epochs: int, seed: int
+    x: Tensor,
+    y: Tensor,
+    learning_rates: Sequence[float],
+    classes: int,
+    epochs: int,
+    seed: int,
+    *,
+    progress: bool = False,
 ) -> list[LinearProbe]:
     """One probe per learning rate, trained together on the same batches of features (N, C), labels (N,).
 
@@ -25,6 +33,7 @@ def gradient_descent(
     cosine decay to zero, no weight decay, zero start; a learning rate is that of a batch, not rescaled. Channels
     that vary together converge slowly, so a short run understates features of low effective rank, where
     :func:`heatssl.evaluation.logistic.logistic_regression` does not.
+    ``progress`` shows a bar on a terminal.
     """
     mean, std = moments(x)
     inputs = torch.cat([F.pad((rows.float() - mean) / std, (0, 1), value=1.0) for rows in x.split(ROWS)])
@@ -33,7 +42,8 @@ def gradient_descent(
     velocity = torch.zeros_like(heads)
     generator = torch.Generator().manual_seed(seed)
     steps, step = epochs * math.ceil(len(x) / BATCH), 0
-    for _ in range(epochs):
+    hidden = None if progress else True
+    for _ in tqdm(range(epochs), desc="SGD", unit="epoch", delay=2, leave=False, disable=hidden):
         for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
             error = (inputs[rows] @ heads).unflatten(1, (-1, classes)).softmax(dim=2)
             error -= F.one_hot(y[rows], classes)[:, None]

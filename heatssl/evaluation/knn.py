@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_features
@@ -45,8 +46,8 @@ def knn_accuracy(
     Raises:
         UserError: on shapes that do not fit, features that are not finite, k outside 1..N, or T <= 0.
     """
-    chunks = {"query_chunk": query_chunk, "bank_chunk": bank_chunk}
-    return knn_accuracies(train_x, train_y, test_x, test_y, [k], temperature, **chunks)[0]
+    features = (train_x, train_y, test_x, test_y)
+    return knn_accuracies(*features, [k], temperature, query_chunk=query_chunk, bank_chunk=bank_chunk)[0]
 
 
 @torch.inference_mode()
@@ -62,6 +63,7 @@ def knn_accuracies(
     bank_chunk: int = 16384,
     rank: int = 0,
     world: int = 1,
+    progress: bool = False,
 ) -> list[float]:
     """:func:`knn_accuracy` for each of several k: the neighbours are looked for once.
 
@@ -77,13 +79,15 @@ def knn_accuracies(
         rank: of this process (:mod:`heatssl.evaluation.processes`): it classifies its share of the chunks of test, and
             a chunk meets the same rows as with one process.
         world: number of processes, each with all features.
+        progress: show a bar on a terminal once the work has taken two seconds.
     """
     check_features(train_x, train_y, test_x, test_y)
     check_neighbours(ks, len(train_x), temperature)
     labels, train_class = train_y.unique(return_inverse=True)
     right = torch.zeros(len(ks), dtype=torch.long)
     chunks = list(zip(test_x.split(query_chunk), test_y.split(query_chunk), strict=True))
-    for queries, wanted in chunks[rank::world]:
+    hidden = None if progress else True
+    for queries, wanted in tqdm(chunks[rank::world], desc="neighbours", delay=2, leave=False, disable=hidden):
         similarity, neighbour = nearest(F.normalize(queries.float(), dim=1), train_x, max(ks), bank_chunk)
         if temperature is None:
             votes = torch.ones_like(similarity)

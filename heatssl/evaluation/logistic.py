@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from heatssl.evaluation.linear import ROWS, LinearProbe, moments
 
@@ -17,7 +18,13 @@ _HALVINGS = 12
 
 @torch.no_grad()
 def logistic_regression(
-    x: Tensor, y: Tensor, regularisations: Sequence[float], classes: int, iterations: int
+    x: Tensor,
+    y: Tensor,
+    regularisations: Sequence[float],
+    classes: int,
+    iterations: int,
+    *,
+    progress: bool = False,
 ) -> list[LinearProbe]:
     """One probe per regularisation r, trained together on features (N, C), labels (N,) below ``classes``.
 
@@ -29,7 +36,7 @@ def logistic_regression(
 
     L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.4) in the basis of principal components, where
     the Hessian at zero weights is diagonal: variance / K + r. From there the first step is Newton's. All probes that
-    are not done share one pass over the data.
+    are not done share one pass over the data. ``progress`` shows a bar on a terminal.
     """
     mean, std = moments(x)
     inputs, basis, variance = _principal_components(x, mean, std)
@@ -41,7 +48,8 @@ def logistic_regression(
     at = heads.clone()
     loss, gradient = _loss_and_gradient(at, decay, inputs, y)
     steps: list[tuple[Tensor, Tensor]] = []  # what the heads, and their gradients, have changed by
-    for _ in range(iterations):
+    hidden = None if progress else True
+    for _ in tqdm(range(iterations), desc="logistic regression", delay=2, leave=False, disable=hidden):
         direction = -_times_inverse_hessian(gradient, steps, inverse)
         moved, moved_loss, moved_gradient = _search(at, direction, loss, gradient, decay, inputs, y)
         steps = [*steps, (moved - at, moved_gradient - gradient)][-_MEMORY:]

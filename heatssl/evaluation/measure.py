@@ -9,8 +9,9 @@ from torch import nn
 from heatssl.config import EvaluationConfig
 from heatssl.data import Split
 from heatssl.evaluation.processes import is_first
-from heatssl.evaluation.results import Result, append_results, commit, format_table, hardware
-from heatssl.evaluation.source import Source
+from heatssl.evaluation.results import Result, append_results, commit, format_table, hardware, read_results
+from heatssl.evaluation.source import Source, open_source, short_digest
+from heatssl.files import check_folder
 
 
 class Accuracy(NamedTuple):
@@ -53,6 +54,7 @@ def result_of(
         images: see :meth:`heatssl.evaluation.source.Source.key`.
         view: how images became squares.
     """
+    images = images or source.digests_for(config)
     return Result(
         metric=metric,
         weights=weights,
@@ -69,17 +71,31 @@ def result_of(
         seed=config.seed,
         seconds=time.perf_counter() - start,
         backbone=source.info.describe(),
-        source=source.kind,
+        source=source.origin,
         step=source.info.step if weights == "pretrained" else 0,
         hardware=hardware(source.device),
         commit=commit(),
-        key=source.key(metric, config, images) if weights == source.weights else "",
+        key=source.key(metric, config, images, weights),
+        root=source.root,
+        images=short_digest(images),
     )
 
 
+def begin(config: EvaluationConfig, *, cache: bool = False, several: bool = False) -> Source:
+    """Open the source, and see that its results can be kept before anything costs time.
+
+    Raises:
+        UserError: see :func:`heatssl.evaluation.source.open_source`; and on an output that cannot be written.
+    """
+    source = open_source(config, cache=cache, several=several)
+    check_folder(source.output)
+    read_results(source.output / "evaluation.json")  # a damaged one would not be added to
+    return source
+
+
 def finish(source: Source, results: list[Result]) -> list[Result]:
-    """Keep the results in ``evaluation.json`` and print them."""
+    """Print the results and keep them in ``evaluation.json``."""
     if is_first():
+        print(format_table(results), flush=True)  # first: what cannot be written is not lost
         append_results(source.output / "evaluation.json", results)
-        print(format_table(results), flush=True)
     return results

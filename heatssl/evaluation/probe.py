@@ -40,6 +40,7 @@ def linear_probe(
     epochs: int = SGD_EPOCHS,
     held_out: float = 0.1,
     seed: int = 0,
+    progress: bool = False,
 ) -> ProbeResult:
     """Select a point of the grid on a held-out part of train, retrain with it on the whole of train, test once.
 
@@ -58,6 +59,7 @@ def linear_probe(
         epochs: of ``sgd``, likewise.
         held_out: share of each class that selects, at least one image of each class that has two.
         seed: of the split and of the order of batches; the result depends on nothing else.
+        progress: show bars on a terminal once the work has taken two seconds.
 
     Raises:
         UserError: on shapes that do not fit, NaN features, negative labels, one class only, a label of test
@@ -71,8 +73,8 @@ def linear_probe(
 
     def train(x: Tensor, y: Tensor, points: Sequence[float]) -> list[LinearProbe]:
         if solver == "sgd":
-            return gradient_descent(x, y, points, classes, epochs, seed)
-        return logistic_regression(x, y, points, classes, iterations)
+            return gradient_descent(x, y, points, classes, epochs, seed, progress=progress)
+        return logistic_regression(x, y, points, classes, iterations, progress=progress)
 
     points = tuple(grid) or (LEARNING_RATES if solver == "sgd" else REGULARISATIONS)
     fit, held = stratified_split(train_y, held_out, seed)

@@ -30,28 +30,32 @@ class Result:
     seed: int
     seconds: float  # of fitting and testing, feature extraction included when it was not cached
     backbone: str
-    source: str  # "last" or "best" weights of the run, or timm:NAME
+    source: str  # "last" or "best" weights of the run whose folder this is, or RUN, timm:NAME, ...
     step: int  # optimiser steps behind the weights
     hardware: str
     commit: str | None  # of the code; ends in "+changes" when tracked files differ from it
     deviation: float | None = None  # of the accuracy over the draws of a protocol that has several
-    key: str = ""  # digest of all that the accuracy depends on but code and hardware; random twins have none
+    key: str = ""  # digest of all that the accuracy depends on but code and hardware; random twins once had none
+    root: str | None = None  # of the data, whole path; None where they are generated
+    images: str = ""  # digest of train and val: numbers of other images cannot be compared
 
 
 def append_results(path: Path, results: list[Result]) -> None:
-    """Add to ``evaluation.json``, whole or not at all; an entry of the same key is replaced.
+    """Add to ``evaluation.json``, see :func:`append_entries`."""
+    append_entries(path, [asdict(result) for result in results])
 
-    The key is metric, weights, source, data and seed.
+
+def append_entries(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Add to ``evaluation.json``, whole or not at all; an entry of the same key and source is replaced, no other.
 
     Raises:
         UserError: when the file is there but is no list of results, or the disk is full.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = [asdict(result) for result in results]
-    replaced = {_key(entry) for entry in fresh}
-    kept = [entry for entry in read_results(path) if _key(entry) not in replaced]
-    content = json.dumps({"results": kept + fresh}, indent=2)
+    replaced = {(entry["key"], entry.get("source")) for entry in entries if entry["key"]}
+    kept = [entry for entry in read_results(path) if (entry.get("key"), entry.get("source")) not in replaced]
+    content = json.dumps({"results": kept + entries}, indent=2)
     write_atomically(path, lambda file: file.write(content.encode()))
 
 
@@ -67,10 +71,6 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         return list(json.loads(path.read_text(encoding="utf-8"))["results"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a list of results ({error}): move it away and run the command again") from error
-
-
-def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name) for name in ("metric", "weights", "source", "data", "split", "seed"))
 
 
 def format_table(results: list[Result]) -> str:

@@ -12,12 +12,14 @@ from heatssl.data.crop import centre_crop_mask
 from heatssl.data.masked import read_mask
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.features import extract_all_maps
-from heatssl.evaluation.measure import Accuracy, backbones_of, finish, result_of
+from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
-from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.source import Source
+from heatssl.unused import refuse_unused
 
 METRICS = {"linear": "segmentation", "knn": "kNN segmentation"}  # by method
+UNUSED = {"linear": ["k", "temperature"], "knn": ["epochs", "held_out"]}  # settings of the other one
 
 
 @permission_errors()
@@ -33,7 +35,8 @@ def run_segment(config: SegmentConfig) -> list[Result]:
     """
     if config.method not in METRICS:
         raise UserError(f"unknown method {config.method!r}: choose one of {', '.join(METRICS)}")
-    source = open_source(config)
+    refuse_unused(config, UNUSED[config.method], f"method={config.method}")
+    source = begin(config)
     return finish(source, measure_segment(source, config))
 
 
@@ -86,7 +89,9 @@ def _measure(
     ]
     inputs = (maps[0], masks[0], maps[1], masks[1], len(values))
     if config.method == "knn":
-        found_scores = knn_segmentation(*inputs, k=config.k, temperature=config.temperature)
+        found_scores = knn_segmentation(
+            *inputs, k=config.k, temperature=config.temperature, device=source.place, progress=True
+        )
         method = f"{config.k} nearest positions by cosine, votes exp(cosine / {config.temperature:g})"
     else:
         epochs = EPOCHS if config.epochs is None else config.epochs

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from heatssl.errors import UserError
+from heatssl.evaluation.knn import nearest
 from heatssl.evaluation.linear import moments
 
 IGNORED = 255  # class of pixels that count nowhere
@@ -161,11 +162,14 @@ def knn_segmentation(
     k: int = 30,
     temperature: float = 0.07,
     chunk: int = 4096,
+    bank_chunk: int = 16384,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> SegmentationScores:
     """Each position is what the k positions of train most like it are, weighted by exp(cosine / temperature).
 
     A position of train votes for the classes of its pixels, each by its share; positions without a pixel that counts
-    do not vote. Memory beyond the input is ``chunk`` times the positions of train.
+    do not vote. Memory beyond the input is a copy of the maps of train, and ``chunk * (bank_chunk + k)`` floats.
 
     Args:
         train_maps: (N, C, h, w), any floating type.
@@ -176,30 +180,36 @@ def knn_segmentation(
         k: neighbours that vote, at most the positions of train.
         temperature: of their votes.
         chunk: positions of test that are compared at a time.
+        bank_chunk: positions of train that they are compared with at a time.
+        device: where they are compared.
+        progress: show a bar on a terminal.
 
     Raises:
         UserError: see :func:`linear_segmentation`, and on k out of range.
     """
     _check(train_maps, train_masks, test_maps, test_masks, classes)
-    bank = F.normalize(_positions(train_maps), dim=1)
+    bank = _positions(train_maps)
     votes = _positions(class_shares(train_masks, classes, train_maps.shape[2:]))
     counted = votes.sum(dim=1) > 0
-    bank, votes = bank[counted], votes[counted]
+    bank, votes = bank[counted].to(device), votes[counted].to(device)
     if not 1 <= k <= len(bank):
         raise UserError(f"k={k} neighbours cannot be found among {len(bank)} positions: set 1 <= k <= {len(bank)}")
+    if not temperature > 0:
+        raise UserError(f"temperature={temperature:g} must be positive: use 0.07")
     found = []
-    for part in _positions(test_maps).split(chunk):
-        cosine, nearest = (F.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
+    parts = _positions(test_maps).split(chunk)
+    for part in tqdm(parts, desc="neighbours", delay=2, leave=False, disable=None if progress else True):
+        cosine, neighbour = nearest(F.normalize(part.to(device).float(), dim=1), bank, k, bank_chunk)
         weight = (cosine / temperature).softmax(dim=1)
-        found.append((weight[..., None] * votes[nearest]).sum(dim=1))
+        found.append((weight[..., None] * votes[neighbour]).sum(dim=1).cpu())
     height, width = test_maps.shape[2:]
     maps = torch.cat(found).unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)
     return scores(maps, test_masks, classes)
 
 
 def _positions(maps: Tensor) -> Tensor:
-    """(N, C, h, w) -> (N h w, C) float32."""
-    return maps.float().permute(0, 2, 3, 1).flatten(0, 2)
+    """(N, C, h, w) -> (N h w, C)."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def class_shares(masks: Tensor, classes: int, grid: Sequence[int]) -> Tensor:

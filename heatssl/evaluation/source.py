@@ -60,19 +60,31 @@ class Source:
         """Images with masks, opened once."""
         return {split: open_masked(self.data, split) for split in ("train", "val")}
 
-    def key(self, metric: str, config: EvaluationConfig, images: Mapping[Split, str] | None = None) -> str:
+    @cached_property
+    def masked_digests(self) -> dict[Split, str]:
+        """What changes when an image of a split does, or its mask."""
+        return {split: digest(data) for split, data in self.masked_splits.items()}
+
+    def digests_for(self, config: EvaluationConfig) -> dict[Split, str]:
+        """Of the images that a command looks at: those with masks for segmentation, else those with classes."""
+        return self.masked_digests if isinstance(config, SegmentConfig) else self.digests
+
+    def key(
+        self, metric: str, config: EvaluationConfig, images: Mapping[Split, str] | None = None, weights: str = ""
+    ) -> str:
         """Digest of all that a number depends on but code and hardware: weights, images, protocol and seed.
 
         Args:
             metric: its name.
             config: settings of the protocol.
-            images: a digest of each split; None: of those with classes, or for segmentation of those with masks.
+            images: a digest of each split; None: :meth:`digests_for` the settings.
+            weights: ``random_init`` for the random twin, which architecture and seed determine; else the weights.
         """
         settings = {name: value for name, value in asdict(config).items() if name not in KEEPS_NUMBER}
-        if images is None and isinstance(config, SegmentConfig):
-            images = {split: digest(data) for split, data in self.masked_splits.items()}
         shown = [self.data.image_size, self.data.mean, self.data.std]
-        return digest_of(metric, settings, self._weights_digest, images or self.digests, shown)
+        is_twin = bool(weights) and weights != self.weights
+        measured = digest_of(weights, self.info.describe()) if is_twin else self._weights_digest
+        return digest_of(metric, settings, measured, images or self.digests_for(config), shown)
 
     @cached_property
     def _weights_digest(self) -> str:
@@ -89,6 +101,21 @@ class Source:
         if not is_run(self.name):
             return self.name
         return "last" if run_folder(self.name) == Path(self.name) else "best"
+
+    @property
+    def origin(self) -> str:
+        """The same for results: the whole name where they do not lie in the run's own folder, but among others."""
+        return self.kind if is_run(self.name) and run_folder(self.name) == self.output else self.name
+
+    @property
+    def place(self) -> torch.device:
+        """Where features are classified: MPS has no float64, which the sums of probes need; the processor has."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
+    @property
+    def root(self) -> str | None:
+        """Whole path of the images; None where they are generated."""
+        return str(Path(self.data.root).expanduser().resolve()) if self.data.root else None
 
     @property
     def split(self) -> str:
@@ -128,9 +155,12 @@ def open_source(
             results go to ``runs/NAME``.
 
     Raises:
-        UserError: when the weights cannot be loaded, a source outside a run leaves data or output open, or there are
-            several processes for a command of one.
+        UserError: on settings out of their range, when the weights cannot be loaded, a source outside a run leaves data
+            or output open, or there are several processes for a command of one.
     """
+    for name, least in {"seed": 0, "batch_size": 1, "workers": 0}.items():
+        if getattr(config, name) < least:
+            raise UserError(f"{name}={getattr(config, name)} is too small: give {least} or more")
     if processes.launched() > 1 and not several:
         raise UserError(
             "this runs in one process: start it without torchrun, which knn, probe, finetune and evaluate can share"
@@ -145,20 +175,18 @@ def open_source(
         if folder is None:
             raise UserError(f"{config.run} has no images of its own: choose some with data=folder data.root=PATH")
         data = load_config(folder / "config.yaml").data
-    # A backbone takes only what it was trained on; the data's own values belong to other weights.
-    data = dataclasses.replace(
-        data,
-        image_size=info.image_size,
-        mean=info.mean or data.mean,
-        std=info.std or data.std,
-        workers=config.workers,
-    )
+    data = dataclasses.replace(shown_to(info, data), workers=config.workers)
     output = Path(config.output) if config.output else folder
     if output is None and not needs_data:
         output = Path("runs") / info.name.replace("/", "_").replace(":", "_")
     if output is None:
         raise UserError(f"{config.run} has no folder for results: give one with output=FOLDER")
     return Source(config.run, backbone, info, data, choose_device(config.accelerator), output, cache)
+
+
+def shown_to(info: BackboneInfo, data: DataConfig) -> DataConfig:
+    """The same images as a backbone takes them: as in its training; the data's own values belong to other weights."""
+    return dataclasses.replace(data, image_size=info.image_size, mean=info.mean or data.mean, std=info.std or data.std)
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -194,6 +222,11 @@ def fingerprint(backbone: nn.Module) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def short_digest(images: Mapping[Split, str]) -> str:
+    """One name for the images of all splits: results that share it were measured on the same ones."""
+    return digest_of(sorted(images.items()))[:12]
 
 
 def digest_of(*parts: object) -> str:

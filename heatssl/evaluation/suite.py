@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -16,12 +16,14 @@ from heatssl.config import EvaluateConfig, EvaluationConfig, KnnConfig, ProbeCon
 from heatssl.data import has_masks
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.commands import measure_knn, measure_probe
-from heatssl.evaluation.processes import is_first
-from heatssl.evaluation.results import read_results
+from heatssl.evaluation.measure import begin
+from heatssl.evaluation.processes import is_first, rank_and_world
+from heatssl.evaluation.results import append_entries, read_results
 from heatssl.evaluation.segment import measure_segment
-from heatssl.evaluation.source import Source, open_source
+from heatssl.evaluation.source import Source, short_digest
 from heatssl.export import is_run, run_folder
 from heatssl.files import disk_errors, write_atomically
+from heatssl.unused import refuse_unused
 
 SEGMENTATION = "segmentation"  # where there are masks
 MEASURES: dict[
@@ -40,6 +42,8 @@ MEASURES: dict[
 }
 SUITES = {"quick": ("knn", "linear"), "full": tuple(MEASURES)}
 SEEDLESS = ("knn",)
+TABLE = "results.json"  # of the newest call
+KEPT = "evaluation.json"  # of a run, or of all calls with the same output
 NAMES = {"knn": "kNN", "block": "one block", SEGMENTATION: "segmentation, mean IoU"}
 
 
@@ -62,49 +66,87 @@ class Row:
     backbone: str
     step: int
     seconds: float  # of all seeds
-    hardware: str
-    commit: str | None
+    hardware: str  # of all seeds
+    commit: str  # of all seeds
     protocol: str  # without the seed
+    root: str | None  # of the data
+    images: str  # digest of train and val
+
+    @property
+    def place(self) -> tuple[str, str | None, str, str]:
+        """What rows must share to be held against each other: the very images."""
+        return self.data, self.root, self.split, self.images
+
+    @property
+    def images_are(self) -> str:
+        """The images that were tested, for people."""
+        return f"{self.data}{f' {self.root}' if self.root else ''}, {self.split}, {self.val_size} images"
 
 
 @permission_errors()
 def run_suite(config: EvaluateConfig) -> Path:
-    """Measure every source, print the table, write ``results.json``, ``.csv`` and ``.md`` after each source.
+    """Measure every source, print the table; whatever is measured is written at once.
 
-    All sources are opened before anything is measured: a mistake in the last costs nothing.
+    ``results.json``, ``.csv`` and ``.md`` are the table of these sources, ``evaluation.json`` keeps what this and
+    earlier calls have measured. All sources are opened before anything is measured: a mistake in the last costs
+    nothing. What cannot be measured is left out and named.
 
     Returns:
         The folder of the results.
 
     Raises:
-        UserError: on no source, an unknown suite, or input that cannot work.
+        UserError: on no source, an unknown suite, or input of which nothing can be measured.
     """
+    _check_settings(config)
+    folder = Path(config.output)
+    sources = [_open(name, config) for name in dict.fromkeys(config.sources)]
+    known = {} if config.fresh else _known(sources, folder)
+    if is_first():
+        _keep_table(folder)
+    measured: list[dict[str, Any]] = []
+    failures: dict[tuple[str, str], UserError] = {}
+    for source, metric, seed in _plan(sources, config):
+        told = f"{source.name}: {NAMES.get(metric, metric)}"
+        if (source.name, metric) in failures:  # by another seed
+            continue
+        try:
+            entry, where = _measure(source, metric, seed, config, known)
+        except UserError as error:
+            if rank_and_world()[1] > 1:  # the others may be waiting for this process's share
+                raise
+            failures[source.name, metric] = error
+            _say(f"{told} is left out: {error}")
+            continue
+        measured.append({"name": source.name} | {key: entry[key] for key in entry if key != "name"})
+        if is_first():
+            if where is None:
+                append_entries(folder / KEPT, [entry])
+            write_tables(folder, measured)
+        _say(f"{told}, seed {seed}: {100 * entry['accuracy']:.1f} %" + (f", from {where}" if where else ""))
+    if not measured:
+        raise next(iter(failures.values()))
+    _say(f"\n{markdown(summarise(measured))}")
+    return folder
+
+
+def _check_settings(config: EvaluateConfig) -> None:
     if config.suite not in SUITES:
         raise UserError(f"unknown suite {config.suite!r}: choose one of {', '.join(SUITES)}")
     if not config.sources:
         raise UserError("evaluate what? heatssl evaluate RUN [RUN ...], or timm:NAME data=folder data.root=PATH")
     if not config.seeds:
         raise UserError("seeds is empty: give at least one, such as seeds=[0]")
-    folder = Path(config.output)
-    sources = [_open(name, config) for name in dict.fromkeys(config.sources)]
-    known = {} if config.fresh else _known(sources, folder)
-    measured: list[dict[str, Any]] = []
+    if SEGMENTATION not in SUITES[config.suite]:
+        refuse_unused(config, ["ignore"], f"suite={config.suite}, which has no segmentation")
+
+
+def _plan(sources: list[Source], config: EvaluateConfig) -> Iterator[tuple[Source, str, int]]:
+    """What is to be measured, in this order: source, metric, seed."""
     for source in sources:
         for metric in SUITES[config.suite]:
-            if metric == SEGMENTATION and not _has_masks(source):
-                continue
-            if missing := _too_few(source, metric):
-                _say(f"{source.name}: {NAMES.get(metric, metric)} is left out: {missing}")
-                continue
-            for seed in config.seeds[:1] if metric in SEEDLESS else config.seeds:
-                result, where = _measure(source, metric, seed, config, known)
-                measured.append({"name": source.name} | {key: result[key] for key in result if key != "name"})
-                found = f"{100 * result['accuracy']:.1f} %" + (f", from {where}" if where else "")
-                _say(f"{source.name}: {NAMES.get(metric, metric)}, seed {seed}: {found}")
-        if is_first():
-            write_tables(folder, measured)
-    _say(f"\n{markdown(summarise(measured))}")
-    return folder
+            if metric != SEGMENTATION or _has_masks(source):
+                for seed in config.seeds[:1] if metric in SEEDLESS else dict.fromkeys(config.seeds):
+                    yield source, metric, seed
 
 
 def _say(text: str) -> None:
@@ -116,31 +158,32 @@ def _has_masks(source: Source) -> bool:
     return has_masks(source.data, "train") and has_masks(source.data, "val")
 
 
-def _too_few(source: Source, metric: str) -> str:
-    """Why train has too few images for this measure; empty where it has enough."""
-    shots = MEASURES[metric][1].get("shots")
-    if shots is None:
-        return ""
-    fewest = min(Counter(source.splits["train"].labels).values())
-    return f"a class has only {fewest} images" if fewest < shots else ""
+def _keep_table(folder: Path) -> None:
+    """Results of a table stay when another takes its place: earlier versions kept them nowhere else."""
+    kept = {entry.get("key") for entry in read_results(folder / KEPT)}
+    lacking = [row for row in read_results(folder / TABLE) if row.get("key") and row["key"] not in kept]
+    if lacking:
+        append_entries(folder / KEPT, lacking)
 
 
 def _open(name: str, config: EvaluateConfig) -> Source:
     settings = EvaluationConfig(
         run=name,
         data=config.data,
+        seed=min(config.seeds),
+        batch_size=config.batch_size,
         workers=config.workers,
         accelerator=config.accelerator,
         output=config.output,
     )
-    return open_source(settings, cache=config.cache, several=True)
+    return begin(settings, cache=config.cache, several=True)
 
 
 def _known(sources: list[Source], folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
     """Results that stand on disk already, and where: in the folders of runs, and where this command writes."""
-    files = [run_folder(source.name) / "evaluation.json" for source in sources if is_run(source.name)]
+    files = [run_folder(source.name) / KEPT for source in sources if is_run(source.name)]
     found: dict[str, tuple[dict[str, Any], Path]] = {}
-    for file in dict.fromkeys([*files, folder / "results.json"]):
+    for file in dict.fromkeys([*files, folder / TABLE, folder / KEPT]):
         found |= {result["key"]: (result, file) for result in read_results(file) if result.get("key")}
     return found
 
@@ -148,12 +191,24 @@ def _known(sources: list[Source], folder: Path) -> dict[str, tuple[dict[str, Any
 def _measure(
     source: Source, metric: str, seed: int, config: EvaluateConfig, known: dict[str, tuple[dict[str, Any], Path]]
 ) -> tuple[dict[str, Any], Path | None]:
-    """One result, and the file that it stood in already."""
+    """One result, and the file that it stood in already.
+
+    Raises:
+        UserError: when it cannot be measured.
+    """
     kind, changes = MEASURES[metric]
     settings: Any = kind(run=source.name, seed=seed, batch_size=config.batch_size, **{"random_init": False} | changes)
+    if isinstance(settings, SegmentConfig):
+        settings.ignore = config.ignore
     key = source.key(metric, settings)
     if key in known:
-        return known[key]
+        entry, where = known[key]
+        # Earlier versions did not write these; results of one key are of the same images.
+        return entry | {"root": source.root, "images": short_digest(source.digests_for(settings))}, where
+    shots = changes.get("shots", 0)
+    fewest = min(Counter(source.splits["train"].labels).values()) if shots else 0
+    if fewest < shots:
+        raise UserError(f"a class has only {fewest} images")
     if isinstance(settings, KnnConfig):
         (result,) = measure_knn(source, settings)
     elif isinstance(settings, SegmentConfig):
@@ -164,7 +219,7 @@ def _measure(
 
 
 def write_tables(folder: Path, measured: list[dict[str, Any]]) -> None:
-    """``results.json`` holds every result, ``results.csv`` and ``results.md`` one row for each protocol.
+    """``results.json`` holds every result of a table, ``results.csv`` and ``results.md`` one row for each protocol.
 
     Raises:
         UserError: when the disk is full or cannot be written.
@@ -177,7 +232,7 @@ def write_tables(folder: Path, measured: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     texts = {
-        "results.json": json.dumps({"results": measured}, indent=2),
+        TABLE: json.dumps({"results": measured}, indent=2),
         "results.csv": table.getvalue(),
         "results.md": markdown(rows) + "\n",
     }
@@ -190,7 +245,8 @@ def summarise(measured: Iterable[dict[str, Any]]) -> list[Row]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for result in measured:
         protocol = re.sub(r"; seed \d+$", "", result["protocol"])
-        key = (result["name"], result["metric"], protocol, result["data"], result["split"])
+        places = (result["data"], result.get("root"), result["split"], result.get("images", ""))
+        key = (result["name"], result["metric"], protocol, *places)
         groups.setdefault(key, []).append(result)
     return [_row(key[2], group) for key, group in groups.items()]
 
@@ -199,7 +255,7 @@ def _row(protocol: str, group: list[dict[str, Any]]) -> Row:
     accuracies, first = [result["accuracy"] for result in group], group[0]
     deviations = [result["deviation"] for result in group if result.get("deviation") is not None]
     accuracy = mean(accuracies)
-    copied = ("name", "metric", "data", "split", "train_size", "val_size", "backbone", "step", "hardware", "commit")
+    copied = ("name", "metric", "data", "split", "train_size", "val_size", "backbone", "step")
     return Row(
         accuracy=accuracy,
         lowest=min(accuracies),
@@ -211,19 +267,23 @@ def _row(protocol: str, group: list[dict[str, Any]]) -> Row:
         seeds=len(group),
         deviation=mean(deviations) if deviations else None,
         seconds=round(sum(result["seconds"] for result in group), 1),
+        hardware="; ".join(dict.fromkeys(result["hardware"] for result in group)),
+        commit=", ".join(dict.fromkeys(result["commit"] or "unknown" for result in group)),
         protocol=protocol,
+        root=first.get("root"),
+        images=first.get("images", ""),
         **{key: first[key] for key in copied},
     )
 
 
 def markdown(rows: list[Row]) -> str:
-    """One table for each data set and split, backbones down and metrics across, and what each metric is."""
+    """One table for the same images, backbones down and metrics across, and what each metric is."""
     parts = []
-    for data, split in dict.fromkeys((row.data, row.split) for row in rows):
-        here = [row for row in rows if (row.data, row.split) == (data, split)]
+    for place in dict.fromkeys(row.place for row in rows):
+        here = [row for row in rows if row.place == place]
         metrics = list(dict.fromkeys(row.metric for row in here))
         lines = [
-            f"{data}, {split}, {here[0].val_size} images: % right, ± standard error of the images, (range over seeds)",
+            f"{here[0].images_are}: % right, ± standard error of the images, (range over seeds)",
             "",
             "| backbone | " + " | ".join(NAMES.get(metric, metric) for metric in metrics) + " |",
             "|---" * (len(metrics) + 1) + "|",
@@ -232,7 +292,7 @@ def markdown(rows: list[Row]) -> str:
             cells = {row.metric: _cell(row) for row in here if row.name == name}
             lines.append(f"| {name} | " + " | ".join(cells.get(metric, "") for metric in metrics) + " |")
         protocols = {f"- {NAMES.get(row.metric, row.metric)}: {row.protocol}": None for row in here}
-        machines = dict.fromkeys(f"- {row.hardware}, commit {row.commit or 'unknown'}" for row in here)
+        machines = dict.fromkeys(f"- {row.hardware}, commit {row.commit}" for row in here)
         parts.append("\n".join([*lines, "", *protocols, *machines]))
     return "\n\n".join(parts)
 

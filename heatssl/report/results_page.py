@@ -13,7 +13,7 @@ from heatssl.report.page import environment, write_page
 
 @dataclass(frozen=True)
 class Chart:
-    """One metric on one data set: its rows, best first."""
+    """One metric on the same images: its rows, best first."""
 
     title: str
     rows: list[Row]
@@ -49,13 +49,13 @@ def render(name: str, rows: list[Row]) -> str:
 
 
 def charts(rows: list[Row]) -> list[Chart]:
-    """One for each metric, data set and split, in the order of the results."""
-    keys = dict.fromkeys((row.metric, row.data, row.split) for row in rows)
-    several = len({key[1:] for key in keys}) > 1
+    """One for each metric on the same images, in the order of the results."""
+    keys = dict.fromkeys((row.metric, row.place) for row in rows)
+    several = len({place for _, place in keys}) > 1
     made = []
-    for metric, data, split in keys:
-        here = [row for row in rows if (row.metric, row.data, row.split) == (metric, data, split)]
-        title = NAMES.get(metric, metric) + (f" on {data}, {split}" if several else "")
+    for metric, place in keys:
+        here = [row for row in rows if (row.metric, row.place) == (metric, place)]
+        title = NAMES.get(metric, metric) + (f" on {here[0].images_are}" if several else "")
         best_first = sorted(here, key=lambda row: -row.accuracy)
         made.append(Chart(title, best_first, list(dict.fromkeys(row.protocol for row in here))))
     return made

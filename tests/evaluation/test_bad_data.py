@@ -129,6 +129,51 @@ def test_a_single_image_that_breaks_is_named(
     assert "take these images out" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "unused", "choice"),
+    [
+        (["probe", "head=attentive", "solver=sgd"], "solver=sgd", "head=attentive"),
+        (["probe", "head=block", "iterations=3"], "iterations=3", "head=block"),
+        (["probe", "epochs=5"], "epochs=5", "solver=logistic_regression"),
+        (["probe", "solver=sgd", "iterations=3"], "iterations=3", "solver=sgd"),
+        (["probe", "shots=1", "grid=[0.1]"], "grid=[0.1]", "shots or share"),
+        (["probe", "draws=3"], "draws=3", "solver=logistic_regression"),
+        (["probe", "protocol=mae", "held_out=0.2"], "held_out=0.2", "protocol=mae and a single learning rate"),
+        (["segment", "k=3"], "k=3", "method=linear"),
+        (["segment", "method=knn", "epochs=3"], "epochs=3", "method=knn"),
+    ],
+)
+def test_settings_without_effect(
+    words: list[str], unused: str, choice: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever sets them believes that the number is theirs."""
+    assert main([words[0], f"run={run}", *words[1:]]) == 2
+    assert f"{unused} has no effect with {choice}: leave it out" in capsys.readouterr().err
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_solver_that_is_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", f"run={run}", "solver=typo"]) == 2
+    assert "unknown solver 'typo': choose one of logistic_regression, sgd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["batch_size=0", "workers=-1", "seed=-1"])
+@pytest.mark.parametrize(
+    "command", ["knn", "probe", "segment", "health", "attribute", "finetune", "detect", "evaluate"]
+)
+def test_settings_that_no_command_can_use(
+    command: str, word: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = word.partition("=")[0]
+    words = [word if (command, name) != ("evaluate", "seed") else "seeds=[0,-1]"]
+    words += [str(run), f"output={tmp_path / 'out'}"] if command == "evaluate" else [f"run={run}"]
+    assert main([command, *words]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_small_subset_need_not_have_every_class(run: Path, images: Path) -> None:
     words = ["data=folder", f"data.root={images}", "data.val_size=2", "workers=0", "random_init=false", "k=3"]
     assert main(["knn", f"run={run}", *words]) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
@@ -207,6 +208,31 @@ def test_a_held_out_part_of_train_does_not_replace_val(run: Path) -> None:
             )
         )
     assert [entry["split"] for entry in read_results(run / "evaluation.json")] == ["val", "held-out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "bar"),
+    [
+        (["knn"], "neighbours"),
+        (["probe"], "logistic regression"),
+        (["probe", "solver=sgd", "epochs=2"], "SGD"),
+        (["probe", "shots=1"], "draws"),
+        (["segment", "method=knn"], "neighbours"),
+        (["health", "images=4"], "images"),
+    ],
+)
+def test_whoever_waits_sees_how_far_it_is(words: list[str], bar: str, run: Path, monkeypatch) -> None:
+    shown = []
+    real = tqdm.__init__
+
+    def start(self: tqdm, *arguments: object, **settings: object) -> None:
+        if settings.get("disable") is None:  # where there is a terminal
+            shown.append(settings["desc"])
+        real(self, *arguments, **settings)
+
+    monkeypatch.setattr(tqdm, "__init__", start)
+    assert main([words[0], f"run={run}", "workers=0", "random_init=false", *words[1:]]) == 0
+    assert bar in shown
 
 
 def test_a_damaged_result_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -201,6 +201,14 @@ def test_crowds_are_not_learned(scenes) -> None:
     assert all(torch.equal(plain.state_dict()[key], value) for key, value in same.state_dict().items())
 
 
+def test_a_training_of_ten_steps(scenes) -> None:
+    """Eight images in ten epochs, a first try: the warm-up is one step long."""
+    maps, boxes = scenes
+    first, last = (train_detector(maps, boxes, 10, epochs=epochs, batch_size=8, **SETTINGS) for epochs in (1, 10))
+    learned = [torch.equal(first.state_dict()[key], value) for key, value in last.state_dict().items()]
+    assert not all(learned)
+
+
 class InterruptedRunError(Exception):
     """As if the machine had gone down."""
 

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
 from heatssl.config import DataConfig, HealthConfig
-from heatssl.evaluation import run_health
+from heatssl.data import open_split
+from heatssl.evaluation import extract_features, run_health
 from heatssl.evaluation.health import (
     alignment,
     area_holding,
@@ -19,6 +21,9 @@ from heatssl.evaluation.health import (
     receptive_field,
     uniformity,
 )
+from heatssl.export import BackboneInfo, load_backbone, save_backbone
+
+ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 
 
 def test_effective_rank_counts_equal_eigenvalues():
@@ -103,6 +108,45 @@ def test_the_command_prints_and_keeps_its_figures(run, capsys):
     assert "24 images of val" in shown
     assert main(["health", f"run={run}", "images=1", "workers=0"]) == 2
     assert "images must be at least 2" in capsys.readouterr().err
+
+
+def test_other_weights_see_the_same_images_as_they_were_trained_to(run, tmp_path):
+    """A model of 224 pixels that is shown 64 is another model, and CKA would be about that one."""
+    torch.manual_seed(5)
+    backbone = create_backbone("vit_tiny_patch16_224", 64, **ARGUMENTS)
+    other = tmp_path / "other"
+    other.mkdir()
+    mean, std = [0.1, 0.2, 0.3], [0.9, 0.8, 0.7]
+    save_backbone(other, backbone, BackboneInfo("vit_tiny_patch16_224", 64, ARGUMENTS, mean, std, step=1))
+    config = HealthConfig(run=str(run), workers=0, images=24, views=2, random_init=False, other=str(other))
+    figures = run_health(config)["pretrained"]
+    own = DataConfig(image_size=32, val_size=24, workers=0)
+    others = DataConfig(image_size=64, mean=mean, std=std, val_size=24, workers=0)
+    features = [
+        extract_features(model, open_split(data, "val"), data)[0]
+        for model, data in ((load_backbone(run)[0], own), (backbone, others))
+    ]
+    assert figures["cka"] == pytest.approx(linear_cka(*features).item(), rel=1e-4)
+    assert f"CKA to {other} at 64 px" in json.loads((run / "health.json").read_text())["protocol"]
+
+
+def test_images_that_cannot_be_read_are_told_of(run, tmp_path, capsys):
+    """Half of the images would give other figures, as if of all."""
+    for split in ("train", "val"):
+        for i in range(6):
+            path = tmp_path / "images" / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (40 * i, 20, 90)).save(path)
+    broken = sorted((tmp_path / "images" / "val").rglob("*.png"))
+    words = [f"run={run}", "data=folder", f"data.root={tmp_path / 'images'}", "workers=0", "views=2"]
+    broken[0].write_bytes(b"")
+    assert main(["health", *words]) == 2
+    assert "1 of 6 images could not be read, over data.bad_fraction=0.01" in capsys.readouterr().err
+    for path in broken[1:5]:
+        path.write_bytes(b"")
+    assert main(["health", *words, "data.bad_fraction=0.9"]) == 2
+    assert "1 image can be read, and figures compare two at least" in capsys.readouterr().err
+    assert not (run / "health.json").exists()
 
 
 def test_held_out_images_are_not_called_val(run, capsys):

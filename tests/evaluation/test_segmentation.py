@@ -60,6 +60,21 @@ def test_maps_that_hold_the_classes_give_them_away(method: str) -> None:
     assert noise.mean_iou < 0.35
 
 
+def test_the_positions_of_train_are_compared_by_chunks(monkeypatch) -> None:
+    """All at once they would be 8 GB for 8,000 scenes, more than there may be."""
+    train, test = blobs(20), blobs(6, seed=1)
+    whole = knn_segmentation(*train, *test, 3, k=5)
+    widest, real = [], torch.Tensor.topk
+
+    def topk(self: torch.Tensor, *arguments, **settings):
+        widest.append(self.shape[1])
+        return real(self, *arguments, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "topk", topk)
+    assert knn_segmentation(*train, *test, 3, k=5, bank_chunk=50) == whole
+    assert 0 < max(widest) <= 50 + 5
+
+
 def test_pixels_that_do_not_count_change_nothing() -> None:
     (train_maps, train_masks), (test_maps, test_masks) = blobs(20), blobs(6, seed=1)
     hidden = train_masks.clone()
@@ -108,6 +123,7 @@ def test_the_command_on_scenes(run, capsys) -> None:
     [
         (["method=tree"], "choose one of linear, knn"),
         (["ignore=[0]"], "segmentation needs two classes"),
+        (["method=knn", "temperature=0"], "temperature=0 must be positive"),
     ],
 )
 def test_the_command_names_what_cannot_work(run, capsys, words: list[str], message: str) -> None:

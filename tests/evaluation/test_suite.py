@@ -11,8 +11,10 @@ from PIL import Image
 
 from heatssl.cli import main
 from heatssl.config import DataConfig, EvaluateConfig, KnnConfig, ProbeConfig, SegmentConfig
+from heatssl.config_file import load_config, save_config
 from heatssl.errors import UserError
 from heatssl.evaluation import run_knn, run_probe, run_segment, run_suite, suite
+from heatssl.evaluation.results import read_results
 from heatssl.evaluation.suite import markdown, summarise
 
 DATA = DataConfig(image_size=32, train_size=80, val_size=40, workers=0)
@@ -152,6 +154,123 @@ def test_data_sets_get_tables_of_their_own() -> None:
     table = markdown(summarise([result("a", 0.5), result("b", 0.6, data="folder", metric="knn")]))
     assert table.index("shapes, val, 100 images") < table.index("folder, val, 100 images")
     assert "| backbone | kNN |" in table
+
+
+def write_images(root: Path, colour: int, classes: tuple[str, ...] = ("a", "b"), masks: bool = False) -> DataConfig:
+    """Fifteen images of each class in train and in val."""
+    for split in ("train", "val"):
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(15):
+                Image.new("RGB", (32, 32), (99 * label, 9 * i, colour)).save(root / split / name / f"{i}.png")
+                if masks:
+                    (root / "masks" / split / name).mkdir(parents=True, exist_ok=True)
+                    mask = Image.new("L", (32, 32))
+                    mask.paste(1, (0, 0, 16, 32))
+                    mask.save(root / "masks" / split / name / f"{i}.png")
+    return DataConfig(name="folder", root=str(root), image_size=32, workers=0)
+
+
+def test_runs_on_different_images_stand_in_different_tables(
+    tmp_path: Path, write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is measured on its own images; ``91 % of digits`` is not better than ``57 % of ImageNet``."""
+    monkeypatch.setattr(suite, "SUITES", {"quick": ("knn",)})
+    runs = []
+    for name, colour in (("x", 0), ("y", 90)):
+        run = write_run(tmp_path / name)
+        config = dataclasses.replace(
+            load_config(run / "config.yaml"), data=write_images(tmp_path / "of" / name, colour)
+        )
+        save_config(config, run / "config.yaml")
+        runs.append(str(run))
+    words = [*runs, "workers=0", f"output={tmp_path / 'out'}"]
+    assert main(["evaluate", *words]) == 0
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert table.count("| backbone | kNN |") == 2
+    for name in ("x", "y"):
+        assert f"folder {tmp_path / 'of' / name}, val, 30 images" in table
+    page = (tmp_path / "out" / "results.html").read_text()
+    assert page.count("<h3>kNN on folder") == 2
+
+
+def test_the_same_images_share_a_table_at_any_size(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    run = write_run(tmp_path / "run")
+    words = [str(run), "timm:test_resnet?random", "data=shapes", "data.train_size=80", "data.val_size=40"]
+    assert main(["evaluate", *words, f"output={tmp_path / 'out'}", "workers=0"]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert {"at 32 px" in row["backbone"] for row in rows} == {True, False}
+    assert (tmp_path / "out" / "results.md").read_text().count("| backbone |") == 1
+
+
+def test_a_row_names_the_code_and_the_machines_of_all_its_seeds() -> None:
+    seeds = [result("a", 0.5, seed=seed, commit=commit) for seed, commit in enumerate(("abc", "def", "abc", None))]
+    seeds.append(result("a", 0.5, seed=4, hardware="a GPU"))
+    (row,) = summarise([r | {"protocol": f"logistic regression; seed {r['seed']}"} for r in seeds])
+    assert (row.commit, row.hardware) == ("abc, def, unknown", "a CPU; a GPU")
+    assert "- a CPU; a GPU, commit abc, def, unknown" in markdown([row])
+
+
+def test_an_earlier_table_costs_nothing_again(
+    tmp_path: Path, write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    real = suite.measure_knn
+    monkeypatch.setattr(suite, "SUITES", {"quick": ("knn",)})
+    monkeypatch.setattr(suite, "measure_knn", lambda source, _: measured.append(source.name) or real(source, _))
+    a, b, c = (str(write_run(tmp_path / name, seed)) for seed, name in enumerate("abc"))
+    config = EvaluateConfig(sources=[a], workers=0, output=str(tmp_path / "out"))
+    folder = run_suite(config)
+    (folder / "evaluation.json").unlink()  # as versions left it that wrote the table alone
+    for sources in ([b], [c], [a, b, c]):
+        run_suite(dataclasses.replace(config, sources=sources))
+    assert measured == [a, b, c]
+    assert [r["name"] for r in json.loads((folder / "results.json").read_text())["results"]] == [a, b, c]
+
+
+def test_what_was_measured_is_on_disk_whatever_comes_next(
+    tmp_path: Path, write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise failure
+
+    run, folder = str(write_run(tmp_path / "a")), tmp_path / "out"
+    words = ["evaluate", run, "workers=0", f"output={folder}"]
+    real = suite.measure_probe
+    monkeypatch.setattr(suite, "measure_probe", stop)
+    failure: BaseException = KeyboardInterrupt()
+    assert main(words) == 130
+    assert "takes over what was measured" in capsys.readouterr().err
+    assert [entry["metric"] for entry in read_results(folder / "evaluation.json")] == ["knn"]
+
+    failure = UserError("no solver today")
+    assert main(words) == 0
+    assert "linear is left out: no solver today" in capsys.readouterr().out
+    assert [row["metric"] for row in csv.DictReader((folder / "results.csv").open())] == ["knn"]
+
+    monkeypatch.setattr(suite, "SUITES", {"quick": ("linear",)})
+    assert main(words) == 2
+    assert "no solver today" in capsys.readouterr().err
+
+    monkeypatch.setattr(suite, "measure_probe", real)
+    assert main(words) == 0
+    assert [entry["metric"] for entry in read_results(folder / "evaluation.json")] == ["knn", "linear"]
+
+
+def test_masks_without_classes_and_values_that_count_nowhere(
+    tmp_path: Path, write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suite, "SUITES", {"quick": ("knn",), "full": ("knn", "segmentation")})
+    data = write_images(tmp_path / "images", 0, classes=("all",), masks=True)
+    images = ["data=folder", f"data.root={data.root}"]
+    words = ["evaluate", str(write_run(tmp_path / "a")), *images, "workers=0", f"output={tmp_path / 'out'}"]
+    assert main([*words, "suite=full"]) == 0
+    assert "kNN is left out: all 15 images of train are of class 'all'" in capsys.readouterr().out
+    assert [entry["metric"] for entry in read_results(tmp_path / "out" / "evaluation.json")] == ["segmentation"]
+    assert main([*words, "suite=full", "ignore=[1]"]) == 2
+    assert "mean IoU is left out: masks of train hold [0] and nothing else" in capsys.readouterr().out
+    assert main([*words, "ignore=[1]"]) == 2
+    assert "ignore=[1] has no effect with suite=quick, which has no segmentation" in capsys.readouterr().err
 
 
 def test_a_mistake_in_the_last_source_costs_nothing(
