@@ -31,10 +31,11 @@ class _AfterTimm(importlib.abc.MetaPathFinder):
 
         Who only looks whether timm is there does not import it, so the finder stays until somebody does.
         """
-        if fullname != "timm":
+        if fullname != "timm" or self not in sys.meta_path:
             return None
-        others = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTimm)]
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        # Only those behind it: who imports heatssl twice has two of these, which would ask each other without end.
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        specs = (finder.find_spec(fullname, path, target) for finder in behind)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)

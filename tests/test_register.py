@@ -8,6 +8,7 @@ import pytest
 ORDERS = {
     "heatssl first": "import heatssl, timm",
     "timm first": "import timm, heatssl",
+    "imported twice": "import heatssl; del sys.modules['heatssl'], sys.modules['heatssl.register']; import heatssl",
     "looked up before": "import heatssl; [importlib.util.find_spec('timm') for _ in 'ab']; import timm.layers",
 }
 
