@@ -29,9 +29,10 @@ SHOWN = {  # trials by what they were, with the name in the chart
 
 
 PLAIN = "objective.target=plain"
+TOLD = ("rest_weight=0", "visible_ratio=0.25")  # settings that have a point of their own
 NAMES_OF_DATA = {"imagenette": "Imagenette", "shapes": "the scenes"}
 # One colour for each objective in both charts; those that are in the right one only come after the others.
-NAMES = [*SHOWN.values(), "simmim", "lejepa", "qb_heat", "mae, light decoder, normalised"]
+NAMES = [*SHOWN.values(), "simmim", "lejepa", "qb_heat", "mae, light decoder, normalised", "finola"]
 COLOURS = dict(zip(NAMES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
 
 
@@ -43,7 +44,7 @@ def on_the_way(axis: Axes) -> None:
             accuracy = [knn for _, knn in row["knn_on_the_way"]] + [row["knn"]]
             axis.plot(seconds, accuracy, marker=".", label=SHOWN[row["what"]], color=COLOURS[SHOWN[row["what"]]])
     axis.set(title="kNN on the way, one seed each", xlabel="seconds of one core", ylabel="%")
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def at_the_end(axis: Axes, data: str) -> None:
@@ -55,20 +56,21 @@ def at_the_end(axis: Axes, data: str) -> None:
             "vit",
         ):
             normalised = data == "shapes" and row["objective"].startswith("mae") and PLAIN not in row["settings"]
-            told = ", normalised" * normalised + ", rest_weight=0" * ("objective.rest_weight=0" in row["settings"])
-            groups.setdefault(row["objective"] + told, []).append(row)
+            told = [each for each in TOLD if f"objective.{each}" in row["settings"]] + ["normalised"] * normalised
+            groups.setdefault(", ".join([row["objective"], *told]), []).append(row)
     for objective, group in groups.items():
         knn, linear = (100 * mean(row[key] for row in group) for key in ("knn", "linear"))
         axis.plot(
             knn,
             linear,
             "o",
-            color=COLOURS.get(objective),
+            color=COLOURS.get(objective, COLOURS[group[0]["objective"]]),
+            fillstyle="full" if objective in COLOURS else "none",  # a setting that is not the objective's own
             label=f"{objective} ({len(group)} seed{'s' if len(group) > 1 else ''})",
         )
     axis.set(title=f"Benchmark A, val: {NAMES_OF_DATA[data]}", xlabel="kNN, %", ylabel="linear probe, %")
     if groups:
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def rows(file: str) -> list[dict[str, Any]]:
@@ -78,7 +80,7 @@ def rows(file: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     destination = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/objectives.png")
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), dpi=100, layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4.4), dpi=100, layout="constrained")
     on_the_way(left)
     at_the_end(middle, "imagenette")
     at_the_end(right, "shapes")
