@@ -61,17 +61,19 @@ def test_vectors_and_tables_are_not_decayed(name: str) -> None:
         ({"name": "heat_completion"}, {"transport.rotation", "transport.raw_decay", "from_rest.transport.rotation"}),
         ({"name": "heat_completion", "rest_law": "table"}, {"from_rest.table"}),
         ({"name": "qb_heat"}, {"law.raw_rotation", "law.raw_decay"}),
+        ({"name": "simmim"}, {"prior.laws.0.speed_parts"}),
     ],
 )
 def test_nothing_pulls_a_law_towards_its_control(settings: dict[str, str], free: set[str]) -> None:
     """Turns that decay to zero are a copy: the law would lose against it by the optimiser's doing."""
     objective = objectives.create(settings, create_backbone("vit_tiny_patch16_224", 32, **TINY), 32)
+    objectives.attach_prior(objective, {"name": "hidden_waves", "layers": [-1]})
     optimizer, _ = create_optimizer(objective, OptimizerConfig(name="muon", weight_decay=0.1))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     named = dict(objective.named_parameters())
     assert free <= set(named)
     assert not {name for name in free if id(named[name]) in decayed}
-    assert id(named["to_field.weight" if settings["name"] != "qb_heat" else "to_field.0.weight"]) in decayed
+    assert id(named["prior.laws.0.directions"]) in decayed, "matrices are decayed"
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
