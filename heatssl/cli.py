@@ -35,7 +35,7 @@ GOES_ON = {  # what the same command does after it was stopped; the others begin
     "pretrain": "goes on from the last checkpoint (resume=auto)",
     "finetune": "goes on after the last epoch",
     "detect": "goes on after the last epoch",
-    "probe": "begins again, with protocol=mae after the last epoch",
+    "probe": "begins again; with protocol=mae it goes on after the last epoch",
     "evaluate": "takes over what was measured",
 }
 EXIT_USER_ERROR = 2

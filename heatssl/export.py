@@ -196,7 +196,7 @@ def _file_and_name(source: str) -> tuple[Path, str]:
 
 def _without_classifier(name: str) -> UserError:
     return UserError(
-        f"{name} has no classifier of its own: use target=self, or train one with heatssl probe for target=probe"
+        f"no classifier of {name} can be explained: use target=self, or train one with heatssl probe for target=probe"
     )
 
 
@@ -206,7 +206,10 @@ def _from_file(path: Path, name: str, classifier: bool) -> tuple[nn.Module, Back
     settings = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     image_size = settings.input_size[-1] if settings else 224  # an unknown name is answered by what comes next
     backbone = create_backbone(name, image_size)
-    head = _load_file(backbone, path, name).get(f"{getattr(backbone, 'pretrained_cfg', {}).get('classifier')}.weight")
+    found = _load_file(backbone, path, name)
+    names = getattr(backbone, "pretrained_cfg", {}).get("classifier")
+    # A distilled model has two, which answer together.
+    head = found.get(f"{names if isinstance(names, str | None) else names[0]}.weight")
     if classifier:
         if head is None:
             raise _without_classifier(str(path))
@@ -253,7 +256,8 @@ def _load_file(backbone: nn.Module, path: Path, name: str) -> dict[str, Any]:
     mismatch = first_mismatch({key: found[key] for key in found if key in wanted}, wanted)
     if mismatch:
         raise UserError(f"{path} does not hold weights of {name}: {mismatch}")
-    left_out = [key for key in found if key not in wanted and not key.startswith(("head.", "fc.", "classifier."))]
+    heads = ("head.", "head_dist.", "fc.", "classifier.")
+    left_out = [key for key in found if key not in wanted and not key.startswith(heads)]
     if left_out:
         warnings.warn(
             f"{path}: {len(left_out)} tensors that {name} lacks are left out, {left_out[0]} first", stacklevel=2

@@ -192,3 +192,13 @@ def test_files_that_cannot_be_used_are_named(plain: nn.Module, tmp_path: Path) -
         load_backbone(f"{path}?test_vit")
     with pytest.raises(UserError, match=r"is no folder: give one with config\.json"):
         load_backbone(f"local-dir:{tmp_path / 'nowhere'}")
+
+
+def test_a_distilled_model_has_two_classifiers(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """timm names both, and they answer together: neither is missing, and neither is foreign to the model."""
+    name = "deit_tiny_distilled_patch16_224"
+    safetensors.torch.save_file(timm.create_model(name, num_classes=7).state_dict(), tmp_path / "weights.safetensors")
+    backbone, _ = load_backbone(f"{tmp_path / 'weights.safetensors'}?{name}", classifier=True)
+    assert backbone.num_classes == 7
+    load_backbone(f"{tmp_path / 'weights.safetensors'}?{name}")
+    assert not [str(warning.message) for warning in recwarn if "left out" in str(warning.message)]

@@ -87,7 +87,7 @@ def run_attribute(config: AttributeConfig) -> Path:
         maps = _scored(maps, wish, given, source, config)
         _list_maps(folder / "attribution.json", "maps", maps)
     seen, step = (pictures.images, pictures.names, config.batch_size), source.info.step
-    write_features(folder / "features.npz", source.backbone, *seen, source=source.kind, step=step)
+    write_features(folder / "features.npz", source.backbone, *seen, source=source.origin, step=step)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
     write_extrapolation(folder / "extrapolation.npz", run, *seen)
     steps = [
@@ -135,7 +135,7 @@ def _explain(
                 pictures.photos[index] if pictures.photos else None,
                 method,
                 wish.description,
-                "" if kept else source.kind,
+                "" if kept else source.origin,
                 source.info.step,
                 file,
                 errors[index],

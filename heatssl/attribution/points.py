@@ -40,8 +40,3 @@ def input_gradient(target: Target, points: Tensor, owner: Tensor, *, local: bool
     points = points.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(target(points, owner, local=local).sum(), points)
     return gradient.float()
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """Within this context, what a method computes of float32 tensors stays float32, whatever autocast stands around."""
-    return torch.autocast(tensor.device.type, enabled=False)

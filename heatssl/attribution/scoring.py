@@ -145,7 +145,7 @@ def _about(wish: Wish, images: _Images, source: Source, config: AttributeConfig)
         "data": images.data,
         "split": images.split,
         "seed": config.seed,
-        "source": source.kind,
+        "source": source.origin,
         "backbone": source.info.describe(),
         "step": source.info.step,
         "hardware": hardware(source.device),

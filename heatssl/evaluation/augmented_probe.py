@@ -89,7 +89,7 @@ def measure_augmented(source: Source, config: ProbeConfig, *, keep: bool) -> lis
             scores = [(accuracy, -loss) for accuracy, loss in (accuracy_and_loss(probe, x, y) for probe in probes)]
             best = max(range(len(rates)), key=scores.__getitem__)
         if keep and weights == "pretrained" and is_first():
-            path = source.output / "augmented_probe.safetensors"
+            path = source.output / f"{source.mark}augmented_probe.safetensors"
             save_probe(path, probes[best], train.classes, fingerprint(backbone))
         accuracy, _ = accuracy_and_loss(probes[best], *split_features(backbone, "val", source, config.batch_size))
         sizes = (len(fit), len(source.splits["val"]))
@@ -123,7 +123,7 @@ def _train(
             dataclasses.replace(source.data, crop_scale=CROP_SCALE, flip=True, colour_jitter=0.0, grey=0.0),
             Plan(_epochs(config), WARM_UP * _epochs(config), config.batch_size, config.seed),
             Checkpoint(
-                source.output / f"augmented_probe_{weights}.ckpt",
+                source.output / f"{source.mark}augmented_probe_{weights}.ckpt",
                 source.key(METRIC, config),
                 {"classifiers": classifiers, "optimizer": optimizer},
             ),

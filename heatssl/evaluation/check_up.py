@@ -69,7 +69,7 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
     record: dict[str, Any] = dict(figures) | {
         "protocol": f"{about}; seed {config.seed}{compared}",
         "hardware": hardware(source.device),
-        "source": source.kind,
+        "source": source.origin,
         "backbone": source.info.describe(),
         "step": source.info.step,
         "commit": commit(),

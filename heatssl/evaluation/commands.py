@@ -136,7 +136,7 @@ def _unused(config: ProbeConfig) -> tuple[list[str], str]:
     if is_few(config):
         return ["grid", "iterations", "epochs", "held_out"], "shots or share"
     if config.head != "linear":
-        return ["solver", "iterations", "draws"], f"head={config.head}"
+        return ["solver", "iterations", "draws", "cache"], f"head={config.head}"
     if config.solver == "sgd":
         return ["iterations", "draws"], "solver=sgd"
     return ["epochs", "draws"], f"solver={config.solver}"

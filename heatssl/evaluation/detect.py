@@ -79,7 +79,7 @@ def _measure(
         weight_decay=config.weight_decay,
         shrinkage=config.shrinkage,
         seed=config.seed,
-        checkpoint=partial(Checkpoint, source.output / f"detect_{weights}.ckpt", key),
+        checkpoint=partial(Checkpoint, source.output / f"{source.mark}detect_{weights}.ckpt", key),
     )
     scores = average_precision(find_boxes(detector, tested, config.batch_size), true_boxes(val.boxes, size))
     mirrored = ", mirror images as well" if config.flip else ""

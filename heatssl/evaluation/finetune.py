@@ -54,7 +54,8 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
     """Train on train, test on val once, print the table, add it to ``evaluation.json``.
 
     The classifier is kept as ``finetuned.safetensors``, its keys ``backbone.*`` (timm's) and ``head.*``; its backbone
-    is a source as any other, ``run=RUN/finetuned.safetensors``. After every epoch the state is written, and the same
+    is a source as any other, ``run=RUN/finetuned.safetensors``. Files of weights that are not the run's last begin with
+    their name, see :attr:`heatssl.evaluation.source.Source.mark`. After every epoch the state is written, and the same
     command goes on from there.
 
     Returns:
@@ -78,7 +79,7 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
             _result(weights, accuracy(classifier, val, data, source.device), source, config, train, val, start)
         )
         if len(results) == 1 and is_first():
-            _save(source.output / "finetuned.safetensors", classifier, train.classes, source.info)
+            _save(source.output / f"{source.mark}finetuned.safetensors", classifier, train.classes, source.info)
     return finish(source, results)
 
 
@@ -135,7 +136,7 @@ def fit(
         train,
         data,
         Plan(config.epochs, config.warmup_epochs, config.batch_size, config.seed, config.gradient_clip),
-        Checkpoint(source.output / f"finetune_{weights}.ckpt", source.key("finetune", config), parts),
+        Checkpoint(source.output / f"{source.mark}finetune_{weights}.ckpt", source.key("finetune", config), parts),
         device,
         name="finetune",
         after_step=None if average is None else lambda step: average.update(model, step=step),

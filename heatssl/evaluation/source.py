@@ -124,10 +124,13 @@ class Source:
 
     @property
     def mark(self) -> str:
-        """Start of the names of files that belong to these weights alone; "" for the last of a run, ``best_``, ..."""
-        if self.kind == "last":
+        """Start of the names of files that belong to these weights alone.
+
+        "" for the last of the run whose folder they lie in, ``best_`` for its best; made of the name for all others.
+        """
+        if self.origin == "last":
             return ""
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.kind)[-LONGEST_MARK:].strip("_.") + "_"
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.origin)[-LONGEST_MARK:].strip("_.") + "_"
 
     @property
     def probe_file(self) -> Path:

@@ -73,7 +73,7 @@ class Row:
     images: str  # digest of train and val
 
     @property
-    def place(self) -> tuple[str, str | None, str, str]:
+    def images_behind(self) -> tuple[str, str | None, str, str]:
         """What rows must share to be held against each other: the very images."""
         return self.data, self.root, self.split, self.images
 
@@ -161,7 +161,8 @@ def _has_masks(source: Source) -> bool:
 def _keep_table(folder: Path) -> None:
     """Results of a table stay when another takes its place: earlier versions kept them nowhere else."""
     kept = {entry.get("key") for entry in read_results(folder / KEPT)}
-    lacking = [row for row in read_results(folder / TABLE) if row.get("key") and row["key"] not in kept]
+    rows = [row for row in read_results(folder / TABLE) if row.get("key") and row["key"] not in kept]
+    lacking = [row | ({"source": row["name"]} if row["source"] in ("last", "best") else {}) for row in rows]
     if lacking:
         append_entries(folder / KEPT, lacking)
 
@@ -203,8 +204,9 @@ def _measure(
     key = source.key(metric, settings)
     if key in known:
         entry, where = known[key]
-        # Earlier versions did not write these; results of one key are of the same images.
-        return entry | {"root": source.root, "images": short_digest(source.digests_for(settings))}, where
+        # In another folder "last" would be another run's; and earlier versions did not write where the images are.
+        told = {"source": source.origin, "root": source.root, "images": short_digest(source.digests_for(settings))}
+        return entry | told, where
     shots = changes.get("shots", 0)
     fewest = min(Counter(source.splits["train"].labels).values()) if shots else 0
     if fewest < shots:
@@ -279,8 +281,8 @@ def _row(protocol: str, group: list[dict[str, Any]]) -> Row:
 def markdown(rows: list[Row]) -> str:
     """One table for the same images, backbones down and metrics across, and what each metric is."""
     parts = []
-    for place in dict.fromkeys(row.place for row in rows):
-        here = [row for row in rows if row.place == place]
+    for place in dict.fromkeys(row.images_behind for row in rows):
+        here = [row for row in rows if row.images_behind == place]
         metrics = list(dict.fromkeys(row.metric for row in here))
         lines = [
             f"{here[0].images_are}: % right, ± standard error of the images, (range over seeds)",

@@ -36,6 +36,7 @@ from heatssl.objectives.painting import from_rest, places
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.targets import rows, to_pixels
 from heatssl.objectives.views import recolour, view_settings
+from heatssl.ops import full_precision
 
 AgainstCollapse = Literal["contrast", "isotropy", "teacher"]
 
@@ -234,7 +235,7 @@ def contrast_of_parts(parts: Tensor, temperature: float) -> Tensor:
         scalar; on several processes each has its share, and the mean over processes is the loss of the joint batch.
     """
     number, batch = parts.shape[:2]
-    with torch.autocast(parts.device.type, enabled=False):  # cosines over a small temperature need their digits
+    with full_precision(parts):  # cosines over a small temperature need their digits
         own = F.normalize(parts.float(), dim=2)
         everyone, start = gather(own.transpose(0, 1).flatten(1))  # a row for each image: (N, P D)
         logits = torch.einsum("pbd,nqd->pbnq", own, everyone.unflatten(1, (number, -1))) / temperature

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.objectives.processes import sum_over_processes, world_size
+from heatssl.ops import full_precision
 
 
 def sigreg(
@@ -43,7 +44,7 @@ def sigreg(
     Returns:
         scalar, at least 0.
     """
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with full_precision(embeddings):
         samples = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         lines = unit_vectors(samples.shape[-1], directions, samples, generator)
         frequency = torch.linspace(0, reach, knots, dtype=samples.dtype, device=samples.device)

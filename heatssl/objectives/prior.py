@@ -20,6 +20,7 @@ from heatssl import heat
 from heatssl.backbones import as_field, patches_shown
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives.objective import Objective, Outputs
+from heatssl.ops import full_precision
 
 
 def attach_prior(objective: Objective, settings: dict[str, Any]) -> None:
@@ -97,7 +98,7 @@ class Prior(nn.Module):
         """
         residuals = {}
         # Differences of neighbours cancel: too fine for half precision.
-        with torch.autocast(outputs.loss.device.type, enabled=False):
+        with full_precision(outputs.loss):
             for name, law in zip(self.layers, self.laws, strict=True):
                 if not self._fields[name]:
                     raise UserError(f"prior.layers: {name} takes no part in this objective: choose another layer")
@@ -147,7 +148,7 @@ class Prior(nn.Module):
 def fill_in(tokens: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens (B, n, C) at visible patches (B, n), Laplace's equation everywhere else: a field (B, C, *grid)."""
     everywhere = torch.arange(grid[0] * grid[1], device=tokens.device).expand(len(tokens), -1)
-    with torch.autocast(tokens.device.type, enabled=False):
+    with full_precision(tokens):
         weights = heat.harmonic_weights(visible, everywhere, grid, torch.ones(1, device=tokens.device))[:, 0]
         return (weights @ tokens.float()).transpose(1, 2).unflatten(2, grid)
 

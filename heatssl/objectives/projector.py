@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.objectives.processes import sum_over_processes, world_size
+from heatssl.ops import full_precision
 
 
 def embedding_head(widths: Sequence[int]) -> nn.Sequential:
@@ -28,7 +29,7 @@ class BatchNorm(nn.BatchNorm1d):
         """Normalise, and in training move the running statistics."""
         if not self.training or world_size() == 1:
             return super().forward(rows)
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             values = rows.to(self.weight.dtype)
             ones = values.new_ones(1, self.num_features)
             count, total = sum_over_processes(torch.stack([len(rows) * ones[0], values.sum(dim=0)])).unbind()

@@ -21,6 +21,7 @@ from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.projector import embedding_head
 from heatssl.objectives.views import random_view, view_settings
+from heatssl.ops import full_precision
 
 
 class SimCLR(Objective):
@@ -92,7 +93,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     Returns:
         scalar; on several processes each has its share, and the mean over processes is the loss of the joint batch.
     """
-    with torch.autocast(first.device.type, enabled=False):  # cosines over a small temperature need their digits
+    with full_precision(first):  # cosines over a small temperature need their digits
         own = F.normalize(torch.cat([first, second]).float(), dim=1)
         everyone, start = gather(own)
         row = torch.arange(len(own), device=own.device)

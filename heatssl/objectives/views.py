@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from heatssl.ops import full_precision
+
 
 class ViewSettings(NamedTuple):
     """How views are drawn.
@@ -79,7 +81,7 @@ def recolour(images: Tensor, settings: ViewSettings, mean: Sequence[float], std:
 
 def _change(images: Tensor, operations: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     centre, scale = (images.new_tensor(values).view(3, 1, 1) for values in (mean, std))
-    with torch.autocast(images.device.type, enabled=False):  # kornia is not safe in half precision
+    with full_precision(images):  # kornia is not safe in half precision
         pixels = (images * scale + centre).float().clamp(0, 1)
         return (operations(pixels) - centre) / scale
 

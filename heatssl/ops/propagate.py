@@ -19,8 +19,8 @@ def turn(z: Tensor, modulus: Tensor, angle: Tensor, dim: int) -> Tensor:
         of z's type.
     """
     real, imaginary = z.chunk(2, dim)
-    u, v = modulus * torch.cos(angle), modulus * torch.sin(angle)
-    return torch.cat([u * real - v * imaginary, v * real + u * imaginary], dim).to(z.dtype)
+    along, across = modulus * torch.cos(angle), modulus * torch.sin(angle)
+    return torch.cat([along * real - across * imaginary, across * real + along * imaginary], dim).to(z.dtype)
 
 
 def fill_quarters_commuting(quarter: Tensor, corner: Tensor, decay: Tensor, rotation: Tensor) -> Tensor:

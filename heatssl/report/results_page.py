@@ -50,11 +50,11 @@ def render(name: str, rows: list[Row]) -> str:
 
 def charts(rows: list[Row]) -> list[Chart]:
     """One for each metric on the same images, in the order of the results."""
-    keys = dict.fromkeys((row.metric, row.place) for row in rows)
+    keys = dict.fromkeys((row.metric, row.images_behind) for row in rows)
     several = len({place for _, place in keys}) > 1
     made = []
     for metric, place in keys:
-        here = [row for row in rows if (row.metric, row.place) == (metric, place)]
+        here = [row for row in rows if (row.metric, row.images_behind) == (metric, place)]
         title = NAMES.get(metric, metric) + (f" on {here[0].images_are}" if several else "")
         best_first = sorted(here, key=lambda row: -row.accuracy)
         made.append(Chart(title, best_first, list(dict.fromkeys(row.protocol for row in here))))

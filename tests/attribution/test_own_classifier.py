@@ -88,7 +88,7 @@ def test_weights_without_a_classifier_are_refused(
     headless = f"{tmp_path / 'headless.safetensors'}?test_vit"
     for weights in (headless, str(run), f"{run / 'backbone.safetensors'}"):
         assert attribute(photograph, weights, tmp_path / "out", "target=logit") == 2
-        assert "has no classifier of its own: use target=self, or train one" in capsys.readouterr().err
+        assert "can be explained: use target=self, or train one" in capsys.readouterr().err
     assert attribute(photograph, headless, tmp_path / "out", "target=margin") == 2
     assert "run `heatssl probe " in capsys.readouterr().err
 

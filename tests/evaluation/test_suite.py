@@ -326,3 +326,16 @@ def test_more_shots_than_images_are_left_out_and_the_others_measured(
     assert "10-shot" not in metrics
     assert {"5-shot", "10 % labels", "block"} <= set(metrics)
     assert "10-shot is left out: a class has only 7 images" in capsys.readouterr().out
+
+
+def test_taken_over_numbers_keep_the_name_of_their_run(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    """In the folder of one run, "last" is its own: another run's number under that name would become its own."""
+    runs = [write_run(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 2))]
+    for run in runs:
+        run_knn(KnnConfig(run=str(run), workers=0, random_init=False))
+    own = read_results(runs[0] / "evaluation.json")
+    for _ in range(2):  # the second call keeps the table of the first
+        run_suite(EvaluateConfig(sources=[*map(str, runs)], workers=0, output=str(runs[0])))
+    kept = [entry for entry in read_results(runs[0] / "evaluation.json") if entry["metric"] == "knn"]
+    assert [entry for entry in kept if entry["source"] == "last"] == own
+    assert {entry["source"] for entry in kept} <= {"last", str(runs[1])}

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attention import AttentionLayer, read_out, recorded_attention, to_map
 from heatssl.attribution.attribution import Attribution
-from heatssl.attribution.points import full_precision, owners
+from heatssl.attribution.points import owners
 from heatssl.attribution.targets import Target
+from heatssl.ops import full_precision
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.layers import Layer, fields
-from heatssl.attribution.points import full_precision
 from heatssl.attribution.targets import Target
+from heatssl.ops import full_precision
 
 
 def eigencam(

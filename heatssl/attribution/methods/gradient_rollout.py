@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attention import read_out, recorded_attention, to_map
 from heatssl.attribution.attribution import Attribution
-from heatssl.attribution.points import full_precision, owners
+from heatssl.attribution.points import owners
 from heatssl.attribution.targets import Target
 from heatssl.errors import UserError
+from heatssl.ops import full_precision
 
 
 def gradient_rollout(model: nn.Module, images: Tensor, target: Target, *, chunk: int = 32) -> Attribution:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from heatssl.attribution.attribute import find_method
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.layers import fields
-from heatssl.attribution.points import full_precision
 from heatssl.attribution.targets import Target
+from heatssl.ops import full_precision
 
 UNIFORM = "uniform"  # in the place of a base method: the same heat everywhere
 

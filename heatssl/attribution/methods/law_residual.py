@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.layers import Layer, fields
-from heatssl.attribution.points import full_precision
 from heatssl.attribution.targets import Target
 from heatssl.errors import UserError
 from heatssl.heat import Laplace, Law
+from heatssl.ops import full_precision
 
 
 @torch.no_grad()
