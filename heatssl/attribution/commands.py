@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from heatssl.attribution.attribute import explain, full_name
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
@@ -25,6 +24,7 @@ from heatssl.config import AttributeConfig
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.source import Source, open_source
 from heatssl.files import disk_errors, write_atomically
+from heatssl.progress_bar import progress_bar
 
 BRIGHTEST = 0.995  # quantile of a map that gets the brightest colour: one hot pixel must not darken the rest
 
@@ -105,7 +105,7 @@ def _explain_all(
     wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, *, kept: bool = False
 ) -> list[Map]:
     """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
-    methods = tqdm(config.methods, desc="heatmaps", unit="method", delay=2, leave=False, disable=None)
+    methods = progress_bar(config.methods, name="heatmaps", unit="method")
     return [entry for method in methods for entry in _explain(method, wish, pictures, source, config, kept)]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from heatssl.attribution.targets import Target
+from heatssl.progress_bar import progress_bar
 
 
 def owners(images: Tensor, chunk: int, points: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -18,7 +18,7 @@ def owners(images: Tensor, chunk: int, points: int = 1) -> Iterator[tuple[Tensor
         images.
     """
     chunks = torch.arange(points * len(images), device=images.device).split(chunk)
-    for every in tqdm(chunks, desc="points", unit="chunk", delay=2, leave=False, disable=None):
+    for every in progress_bar(chunks, name="points", unit="chunk"):
         yield every % len(images), every.div(len(images), rounding_mode="floor")
 
 

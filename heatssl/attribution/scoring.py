@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from heatssl.attribution.method_settings import method_options, options_text
 from heatssl.attribution.pictures import Pictures, class_names, open_images, split_of
@@ -33,6 +32,7 @@ from heatssl.data.masked import read_mask
 from heatssl.errors import UserError
 from heatssl.evaluation.results import commit, hardware
 from heatssl.evaluation.source import Source
+from heatssl.progress_bar import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def measure_scores(
     seconds = dict.fromkeys(methods, 0.0)
     options = {method: method_options(method, config) for method in config.methods}
     options[CENTRE] = {"chunk": config.batch_size}
-    with tqdm(total=images.count * len(methods), desc="scores", unit="map", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=images.count * len(methods), name="scores", unit="map") as bar:
         for part in images.parts:
             target = wish.of(part.pictures)
             for method in methods:
@@ -237,7 +237,7 @@ def _check_objects(chosen: Subset, source: Source, config: AttributeConfig) -> N
     if both:
         raise UserError(f"objects and ignore both hold {both}: a value is the object or counts nowhere")
     held: set[int] = set()
-    for place in tqdm(range(len(chosen)), desc="masks", unit="mask", delay=2, leave=False, disable=None):
+    for place in progress_bar(range(len(chosen)), name="masks", unit="mask"):
         try:
             held |= set(_mask(chosen, place, source).unique().tolist())
         except UserError:  # told, or skipped with its image, when its turn comes

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from heatssl.config import DataConfig
 from heatssl.data import coco
@@ -17,6 +16,7 @@ from heatssl.data.masked import open_masked, read_mask
 from heatssl.data.open import part_of_train, size_of
 from heatssl.data.shapes import Shapes
 from heatssl.errors import UserError
+from heatssl.progress_bar import progress_bar
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _masked(config: DataConfig, split: Split, value: int) -> Boxed:
     except UserError as error:
         lacking = f"{config.root} has no {coco.name_of(split)} in COCO's format"
         raise UserError(f"{lacking}, and boxes cannot be taken from masks: {error}") from error
-    numbers = tqdm(range(len(data)), desc=f"masks of {split}", delay=2, leave=False, disable=None)
+    numbers = progress_bar(range(len(data)), name=f"masks of {split}")
     boxes = [box_of_mask(read_mask(data, i) == value) for i in numbers]
     if not any(len(each.labels) for each in boxes):
         raise UserError(f"no mask of {split} holds the value {value}: set mask_value to that of the objects")

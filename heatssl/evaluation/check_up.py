@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from heatssl.backbones import feature_map, pooled_features
 from heatssl.config import DataConfig, HealthConfig
@@ -22,6 +21,7 @@ from heatssl.files import check_folder, disk_errors, write_atomically
 from heatssl.heat import Laplace, relative_residual
 from heatssl.objectives.objective import channel_std, rankme
 from heatssl.objectives.views import random_view, view_settings
+from heatssl.progress_bar import progress_bar
 
 FIGURES = {  # by key: what it is called, and which way is better
     "rankme": "RankMe, effective number of dimensions of the mean features",
@@ -102,7 +102,7 @@ def _images(data: DataConfig, config: HealthConfig) -> Tensor:
     """
     bad, images = BadFiles(data.bad_fraction), []
     loader = eval_loader(open_split(data, "val"), data, batch_size=config.batch_size)
-    for batch in tqdm(loader, desc="images", unit="batch", delay=2, leave=False, disable=None):
+    for batch in progress_bar(loader, name="images", unit="batch"):
         bad.update(batch)
         images.append(normalise(batch.images, data))
     bad.check()
@@ -135,7 +135,7 @@ def _figures(backbone: nn.Module, source: Source, views: Tensor, images: Tensor)
 def _features(backbone: nn.Module, images: Tensor, source: Source) -> Tensor:
     """Mean-pooled features (N, C) on the CPU."""
     backbone.to(source.device)
-    parts = tqdm(images.split(256), desc="features", delay=2, leave=False, disable=None)
+    parts = progress_bar(images.split(256), name="features")
     with evaluation_mode(backbone):
         return torch.cat([pooled_features(backbone, part.to(source.device)).float().cpu() for part in parts])
 

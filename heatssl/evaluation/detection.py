@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from heatssl.data import Boxes
 from heatssl.errors import UserError
@@ -12,6 +11,7 @@ from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.detector import Detector
 from heatssl.evaluation.frozen_maps import FrozenMaps
 from heatssl.evaluation.whitening import Whitening
+from heatssl.progress_bar import progress_bar
 from heatssl.schedule import warmup_cosine
 
 WARMUP = 0.1  # share of all steps
@@ -69,7 +69,7 @@ def train_detector(
     state = checkpoint and checkpoint({"detector": detector, "optimizer": optimizer})
     step = state.load() if state else 0
     targets = [_target(each, size, device) for each in boxes]
-    with tqdm(total=steps, initial=step, desc="detect", unit="step", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=steps, initial=step, name="detect", unit="step") as bar:
         for epoch in range(step // per_epoch, epochs):
             order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(seed + epoch))
             for rows, batch in maps.batches(order, batch_size):
@@ -97,7 +97,7 @@ def find_boxes(detector: Detector, maps: FrozenMaps, batch_size: int) -> list[di
     """What the detector finds in every image, in order, on the CPU: ``boxes`` in pixels, ``scores``, ``labels``."""
     found = []
     batches = maps.batches(torch.arange(len(maps)), batch_size)
-    for _, batch in tqdm(batches, desc="boxes", unit="batch", delay=2, leave=False, disable=None):
+    for _, batch in progress_bar(batches, name="boxes", unit="batch"):
         found += [{name: part.cpu() for name, part in each.items()} for each in detector(batch)]
     return found
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from heatssl.backbones import feature_map, pooled_features
 from heatssl.config import DataConfig
 from heatssl.data import BadFiles, Batch, ImageData, eval_loader, normalise
 from heatssl.errors import UserError
+from heatssl.progress_bar import progress_bar
 
 MOST_BYTES = 4 * 2**30  # of memory for the maps of one split
 
@@ -134,11 +134,9 @@ def _each_batch(
     """What ``forward`` makes of every readable, normalised image (B, 3, H, W), and their labels (N,)."""
     backbone.to(device)
     bad = BadFiles(config.bad_fraction)
-    # None: tqdm stays silent where nobody watches, in a file or a pipe.
-    hidden = None if progress else True
     labels, broken = [torch.empty(0, dtype=torch.long)], []
     with evaluation_mode(backbone), torch.inference_mode():
-        for batch in tqdm(loader, desc="features", unit="batch", delay=2, leave=False, disable=hidden):
+        for batch in progress_bar(loader, name="features", unit="batch", shown=progress):
             bad.update(batch)
             if len(batch.images):
                 found = forward(backbone, normalise(batch.images.to(device, non_blocking=True), config))

@@ -5,11 +5,11 @@ from statistics import mean, stdev
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_features, check_labels
 from heatssl.evaluation.logistic import logistic_regression
+from heatssl.progress_bar import progress_bar
 
 DRAWS = 5
 ITERATIONS = 200
@@ -76,7 +76,7 @@ def few_shot_probe(
         raise UserError(f"shots={shots}, but a class has only {fewest} images: set shots to at most {fewest}")
     generator = torch.Generator().manual_seed(seed)
     accuracies = []
-    for _ in tqdm(range(draws), desc="draws", delay=2, leave=False, disable=None if progress else True):
+    for _ in progress_bar(range(draws), name="draws", shown=progress):
         rows = draw(train_y, shots, share, generator)
         x, y = train_x[rows], train_y[rows]
         (probe,) = logistic_regression(x, y, [1 / len(y)], len(sizes), ITERATIONS)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from heatssl.backbones import create_backbone, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
@@ -32,6 +31,7 @@ from heatssl.evaluation.source import Source
 from heatssl.evaluation.supervised import Plan, train_on_labels
 from heatssl.export import BackboneInfo
 from heatssl.files import write_atomically
+from heatssl.progress_bar import progress_bar
 
 
 class Classifier(nn.Module):
@@ -163,7 +163,7 @@ def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torc
     loader = eval_loader(data, config, batch_size=256, rank=rank, world=world)
     counts = torch.zeros(2, dtype=torch.long)  # of right answers, and of images
     with evaluation_mode(model):
-        for batch in tqdm(loader, desc="val", delay=2, leave=False, disable=None if is_first() else True):
+        for batch in progress_bar(loader, name="val", shown=is_first()):
             if len(batch.images):
                 logits = model(normalise(batch.images.to(device), config))
                 right = logits.argmax(dim=1).cpu() == batch.labels

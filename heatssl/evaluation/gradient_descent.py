@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from heatssl.evaluation.linear import ROWS, LinearProbe, moments
+from heatssl.progress_bar import progress_bar
 from heatssl.schedule import warmup_cosine
 
 LEARNING_RATES = tuple(10 ** (k / 3 - 3) for k in range(13))  # 0.001 to 10, three to a decade
@@ -42,8 +42,7 @@ def gradient_descent(
     velocity = torch.zeros_like(heads)
     generator = torch.Generator().manual_seed(seed)
     steps, step = epochs * math.ceil(len(x) / BATCH), 0
-    hidden = None if progress else True
-    for _ in tqdm(range(epochs), desc="SGD", unit="epoch", delay=2, leave=False, disable=hidden):
+    for _ in progress_bar(range(epochs), name="SGD", unit="epoch", shown=progress):
         for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
             error = (inputs[rows] @ heads).unflatten(1, (-1, classes)).softmax(dim=2)
             error -= F.one_hot(y[rows], classes)[:, None]

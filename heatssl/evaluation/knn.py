@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_features
 from heatssl.evaluation.processes import total
+from heatssl.progress_bar import progress_bar
 
 
 def knn_accuracy(
@@ -86,8 +86,7 @@ def knn_accuracies(
     labels, train_class = train_y.unique(return_inverse=True)
     right = torch.zeros(len(ks), dtype=torch.long)
     chunks = list(zip(test_x.split(query_chunk), test_y.split(query_chunk), strict=True))
-    hidden = None if progress else True
-    for queries, wanted in tqdm(chunks[rank::world], desc="neighbours", delay=2, leave=False, disable=hidden):
+    for queries, wanted in progress_bar(chunks[rank::world], name="neighbours", shown=progress):
         similarity, neighbour = nearest(F.normalize(queries.float(), dim=1), train_x, max(ks), bank_chunk)
         if temperature is None:
             votes = torch.ones_like(similarity)

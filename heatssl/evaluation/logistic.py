@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from heatssl.evaluation.linear import ROWS, LinearProbe, moments
+from heatssl.progress_bar import progress_bar
 
 REGULARISATIONS = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
 TOLERANCE = 1e-4  # of the largest entry of a gradient, as scikit-learn's
@@ -48,8 +48,7 @@ def logistic_regression(
     at = heads.clone()
     loss, gradient = _loss_and_gradient(at, decay, inputs, y)
     steps: list[tuple[Tensor, Tensor]] = []  # what the heads, and their gradients, have changed by
-    hidden = None if progress else True
-    for _ in tqdm(range(iterations), desc="logistic regression", delay=2, leave=False, disable=hidden):
+    for _ in progress_bar(range(iterations), name="logistic regression", shown=progress):
         direction = -_times_inverse_hessian(gradient, steps, inverse)
         moved, moved_loss, moved_gradient = _search(at, direction, loss, gradient, decay, inputs, y)
         steps = [*steps, (moved - at, moved_gradient - gradient)][-_MEMORY:]

@@ -4,7 +4,6 @@ import time
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from heatssl.config import SegmentConfig
 from heatssl.data import MaskedData, Split
@@ -16,6 +15,7 @@ from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, re
 from heatssl.evaluation.results import Result
 from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
 from heatssl.evaluation.source import Source
+from heatssl.progress_bar import progress_bar
 from heatssl.unused import refuse_unused
 
 METRICS = {"linear": "segmentation", "knn": "kNN segmentation"}  # by method
@@ -62,7 +62,7 @@ def measure_segment(source: Source, config: SegmentConfig) -> list[Result]:
 
 def _masks(data: MaskedData, size: int, split: Split) -> Tensor:
     """Centre crops of all masks, (N, S, S) uint8 as they are in the files."""
-    numbers = tqdm(range(len(data)), desc=f"masks of {split}", delay=2, leave=False, disable=None)
+    numbers = progress_bar(range(len(data)), name=f"masks of {split}")
     return torch.stack([centre_crop_mask(read_mask(data, i), size) for i in numbers])
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from heatssl.errors import UserError
 from heatssl.evaluation.knn import nearest
 from heatssl.evaluation.linear import moments
+from heatssl.progress_bar import progress_bar
 
 IGNORED = 255  # class of pixels that count nowhere
 LEARNING_RATES = (1e-3, 1e-2, 1e-1)
@@ -80,12 +81,8 @@ def linear_segmentation(
     held = order[: max(1, round(held_out * len(order)))]
     fit = order[len(held) :]
     mean, std = moments(train_maps)
-    with tqdm(
-        total=(len(learning_rates) * len(fit) + len(order)) * epochs,
-        desc="segmentation",
-        delay=2,
-        leave=False,
-        disable=None if progress else True,
+    with progress_bar(
+        total=(len(learning_rates) * len(fit) + len(order)) * epochs, name="segmentation", shown=progress
     ) as bar:
 
         def train(rows: Tensor, rate: float) -> nn.Module:
@@ -198,7 +195,7 @@ def knn_segmentation(
         raise UserError(f"temperature={temperature:g} must be positive: use 0.07")
     found = []
     parts = _positions(test_maps).split(chunk)
-    for part in tqdm(parts, desc="neighbours", delay=2, leave=False, disable=None if progress else True):
+    for part in progress_bar(parts, name="neighbours", shown=progress):
         cosine, neighbour = nearest(F.normalize(part.to(device).float(), dim=1), bank, k, bank_chunk)
         weight = (cosine / temperature).softmax(dim=1)
         found.append((weight[..., None] * votes[neighbour]).sum(dim=1).cpu())

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from heatssl.config import DataConfig
 from heatssl.data import BadFiles, ImageData, augment, normalise, steps_per_epoch, train_loader
 from heatssl.errors import UserError
 from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.processes import is_first, rank_and_world
+from heatssl.progress_bar import progress_bar
 from heatssl.schedule import warmup_cosine
 
 
@@ -62,8 +62,7 @@ def train_on_labels(
     share = plan.batch_size // world
     loader = train_loader(images, data, batch_size=share, seed=plan.seed, start_step=first, rank=rank, world=world)
     bad = BadFiles(data.bad_fraction)
-    hidden = None if is_first() else True
-    with tqdm(total=steps, initial=first, desc=name, unit="step", delay=2, leave=False, disable=hidden) as bar:
+    with progress_bar(total=steps, initial=first, name=name, unit="step", shown=is_first()) as bar:
         for step, batch in zip(range(first, steps), loader, strict=False):
             bad.update(batch)
             if len(batch.images) < 2:

@@ -16,12 +16,12 @@ from timm.models.vision_transformer import Block
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_labels, check_maps
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import moments
+from heatssl.progress_bar import progress_bar
 from heatssl.schedule import warmup_cosine
 
 HEADS = ("attentive", "block")
@@ -101,7 +101,7 @@ def token_probe(
     fit, held = stratified_split(train_y, held_out, seed)
     trial = trial_epochs(epochs)
     steps = len(learning_rates) * _steps(fit, trial, batch_size) + _steps(train_y, epochs, batch_size)
-    with tqdm(total=steps, desc="probe", delay=2, leave=False, disable=None if progress else True) as bar:
+    with progress_bar(total=steps, name="probe", shown=progress) as bar:
 
         def train(rows: Tensor, rate: float, length: int) -> TokenProbe:
             probe = _create(head, depth, classes, *statistics, seed).to(device)

@@ -121,12 +121,12 @@ def test_a_bar_stands_over_methods_and_over_the_points_of_each(run: Path, monkey
     """Minutes of occlusion without a sign of life look like a hang."""
     bars: list[tuple[str, int]] = []
 
-    def bar(items: Sequence[object], desc: str, **_: object) -> Sequence[object]:
-        bars.append((desc, len(items)))
+    def bar(items: Sequence[object], name: str, **_: object) -> Sequence[object]:
+        bars.append((name, len(items)))
         return items
 
-    monkeypatch.setattr(commands, "tqdm", bar)
-    monkeypatch.setattr(points, "tqdm", bar)
+    monkeypatch.setattr(commands, "progress_bar", bar)
+    monkeypatch.setattr(points, "progress_bar", bar)
     run_attribute(_config(run, methods=["gradcam", "integrated_gradients"], batch_size=1))
     assert ("heatmaps", 2) in bars
     assert ("points", 2 * 4) in bars  # images and steps
