@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from heatssl.cli import main
@@ -63,6 +64,7 @@ def as_nobody(work: Callable[[], int], told: Path) -> tuple[int, str]:
         child = os.fork()
         if child == 0:
             code = 99
+            torch.set_num_threads(1)  # OpenMP's other threads are not in a fork, which would wait for them for ever
             with contextlib.suppress(BaseException), contextlib.redirect_stderr(file):
                 if os.geteuid() == 0:
                     os.setuid(NOBODY)
