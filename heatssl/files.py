@@ -13,11 +13,14 @@ from heatssl.errors import UserError
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside ``path`` and move it there: ``path`` always holds the old or the new one, whole.
 
+    Its folder is made where it is missing.
+
     Raises:
         UserError: when the disk is full or cannot be written; the old file is intact then.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
                 write(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from heatssl.attribution.score import SCORES
 from heatssl.errors import UserError
-from heatssl.files import disk_errors, write_atomically
+from heatssl.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,6 @@ def write_scores(folder: Path, rows: list[Row]) -> None:
         "scores.csv": table.getvalue(),
         "scores.md": markdown(every) + "\n",
     }
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
 

@@ -17,7 +17,7 @@ from heatssl.evaluation.measure import backbones_of
 from heatssl.evaluation.results import commit, hardware
 from heatssl.evaluation.source import Source, open_source, shown_to
 from heatssl.export import load_backbone
-from heatssl.files import check_folder, disk_errors, write_atomically
+from heatssl.files import check_folder, write_atomically
 from heatssl.heat import Laplace, relative_residual
 from heatssl.objectives.objective import channel_std, rankme
 from heatssl.objectives.views import random_view, view_settings
@@ -76,8 +76,6 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
     }
     print(_table(figures, about), flush=True)
     path, text = source.output / f"{source.mark}health.json", json.dumps(record, indent=2)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
     return figures
 

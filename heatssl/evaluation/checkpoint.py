@@ -62,7 +62,6 @@ class Checkpoint:
         if not is_first():
             return
         state = {"key": self.key, "step": step} | {name: part.state_dict() for name, part in self.parts.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def remove(self) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.errors import UserError
-from heatssl.files import disk_errors, write_atomically
+from heatssl.files import write_atomically
 
 ROWS = 8192  # features that are worked on at a time
 
@@ -71,8 +71,6 @@ def save_probe(path: Path, probe: LinearProbe, classes: list[str], weights: str 
         classes: names of the classes (metadata ``classes``, JSON).
         weights: fingerprint of the backbone whose features the probe reads (metadata ``weights``).
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: getattr(probe, name).cpu().contiguous() for name in ("weight", "bias", "mean", "std")}
     content = safetensors.torch.save(tensors, metadata={"classes": json.dumps(classes), "weights": weights})
     write_atomically(path, lambda file: file.write(content))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from heatssl.errors import UserError
-from heatssl.files import disk_errors, write_atomically
+from heatssl.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ def append_entries(path: Path, entries: list[dict[str, Any]]) -> None:
     Raises:
         UserError: when the file is there but is no list of results, or the disk is full.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     replaced = {(entry["key"], entry.get("source")) for entry in entries if entry["key"]}
     kept = [entry for entry in read_results(path) if (entry.get("key"), entry.get("source")) not in replaced]
     content = json.dumps({"results": kept + entries}, indent=2)

@@ -22,7 +22,7 @@ from heatssl.evaluation.results import append_entries, read_results
 from heatssl.evaluation.segment import measure_segment
 from heatssl.evaluation.source import Source, short_digest
 from heatssl.export import is_run, run_folder
-from heatssl.files import disk_errors, write_atomically
+from heatssl.files import write_atomically
 from heatssl.unused import refuse_unused
 
 SEGMENTATION = "segmentation"  # where there are masks
@@ -226,8 +226,6 @@ def write_tables(folder: Path, measured: list[dict[str, Any]]) -> None:
     Raises:
         UserError: when the disk is full or cannot be written.
     """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     rows = summarise(measured)
     table = io.StringIO()
     writer = csv.DictWriter(table, list(Row.__dataclass_fields__), lineterminator="\n")

@@ -34,9 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: when the disk is full; the older file is intact then.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(checkpoint, file))
+        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
 
 
 class Checkpoints(L.Callback):

@@ -74,7 +74,6 @@ def check_finite(module: "PretrainModule") -> None:
     step = module.global_step
     rank = f"_rank{module.global_rank}" if module.global_rank else ""
     path = Path(module.config.output) / "nan_dump" / f"step_{step}{rank}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
     dump = {
         "step": step,
         "images": module.batch.images.cpu(),
