@@ -76,22 +76,26 @@ def measure(backbone: str, device: torch.device, settings: argparse.Namespace) -
     rows: dict[str, dict[str, Any]] = {}
     size, batch = settings.image_size, settings.batch
     images = torch.randn(batch, 3, size, size, device=device)
+    models = {}
+    for name in settings.objectives:
+        torch.manual_seed(0)
+        models[name] = objectives.create(OBJECTIVES[name], create_backbone(backbone, size), size)
     for repeat in range(settings.repeats + 1):
         for name in settings.objectives:
-            torch.manual_seed(0)
-            model = objectives.create(OBJECTIVES[name], create_backbone(backbone, size), size).to(device)
+            model = models[name].to(device)
             if repeat == 0:  # the first turn counts and warms up
                 with FlopCounterMode(display=False) as counter, autocast(device):
                     model(images)
                 rows[name] = {"backbone": backbone, "objective": name, "image_size": size, "batch": batch}
                 rows[name]["forward_gflop_per_image"] = round(counter.get_total_flops() / batch / 1e9, 3)
-            step(model, images)  # warms up what is made anew with each model
+            step(model, images)  # warms up what was dropped since its last turn
             times[name].append(step(model, images))
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 step(model, images)
                 rows[name]["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-            del model
+            model.zero_grad(set_to_none=True)
+            model.to("cpu")
     for name, row in rows.items():
         measured = times[name][1:]
         row["images_per_second"] = round(batch / median(measured), 2)
