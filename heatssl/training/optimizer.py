@@ -9,6 +9,7 @@ from torch import nn
 from heatssl.config import OptimizerConfig
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives import Objective
+from heatssl.training.muon import StackedMuon
 
 # Muon's step is a matrix of equal singular values (Jordan et al. 2024, kellerjordan.github.io/posts/muon), which means
 # something for the weights of linear layers only; everything else gets AdamW's. timm makes it as long as AdamW's is on
@@ -53,7 +54,11 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
     settings |= HYBRID.get(config.name, {})
     if timm.optim.get_optimizer_info(config.name).has_betas:
         settings["betas"] = tuple(config.betas)
-    optimizer = timm.optim.create_optimizer_v2(objective, opt=config.name, param_group_fn=groups, **settings)
+    optimizer: torch.optim.Optimizer
+    if config.name == "muon":
+        optimizer = StackedMuon(groups(objective), **settings)
+    else:
+        optimizer = timm.optim.create_optimizer_v2(objective, opt=config.name, param_group_fn=groups, **settings)
     decayed = [group["weight_decay"] > 0 for group in optimizer.param_groups]
     sizes = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
     return optimizer, Decay(

@@ -1,6 +1,9 @@
 """Which parameters an optimiser moves, and how."""
 
+import copy
+
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
@@ -8,6 +11,7 @@ from heatssl import objectives
 from heatssl.backbones import create_backbone
 from heatssl.config import OptimizerConfig
 from heatssl.errors import UserError
+from heatssl.training.muon import StackedMuon
 from heatssl.training.optimizer import create_optimizer
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
@@ -39,6 +43,32 @@ def test_muon_moves_linear_layers_alike_in_all_directions_and_leaves_the_rest_to
         assert values[0] < 3 * values[len(values) // 2], f"{name}: Newton and Schulz's steps make singular values alike"
         # As long, per weight, as a step of AdamW would be: timm's scale, 0.2 of the learning rate.
         assert change.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.4), name
+
+
+def test_matrices_in_stacks_move_as_timm_moves_them_one_by_one() -> None:
+    torch.manual_seed(0)
+    theirs = nn.Sequential(*(nn.Linear(m, n) for m, n in [(6, 9), (9, 6), (6, 9), (9, 9)]))
+    models, optimizers = (theirs, copy.deepcopy(theirs)), []
+    for model, kind in zip(models, (timm.optim.Muon, StackedMuon), strict=True):
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        groups = [{"params": matrices}, {"params": [layer.bias for layer in model], "use_fallback": True}]
+        optimizers.append(kind(groups, lr=0.1, weight_decay=0.1, nesterov=True))
+    for step in range(3):
+        x = torch.randn(16, 6)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            if step == 1:
+                model[0].weight.grad = None  # a matrix that the loss of this step does not see
+            optimizer.step()
+            assert model[2].weight.grad is not None, "gradients are still there after the step"
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)  # bfloat16, in another order of sums
+    one_by_one, stacked = (optimizer.state_dict() for optimizer in optimizers)
+    assert {key: set(state) for key, state in stacked["state"].items()} == {
+        key: set(state) for key, state in one_by_one["state"].items()
+    }
+    optimizers[0].load_state_dict(stacked)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
