@@ -18,6 +18,9 @@ AttentionBackend = Literal["auto", "eager", "sdpa", "triton"]
 _HAS_TRITON = find_spec("triton") is not None
 _WIDEST = 256  # queries that the Triton kernels hold whole
 _MANY = 128  # tokens from which torch's own attention is the faster one on a CPU
+# Tokens up to which an H200 is faster with the weights in memory, where one head's are small: for ``small`` a sixth of
+# what else is kept of a layer at 1,024 tokens, two thirds at 4,096. Triton keeps none (docs/backbones.md).
+_FEW = 1024
 
 
 def attention(
@@ -42,8 +45,8 @@ def attention(
         factor: f, broadcasting with (..., 1, 1); no gradient, and c as well.
         divisor: c, for ``relu2``.
         valid: broadcasting with (..., 1, n), bool, False for keys that are padding; None: all are there.
-        backend: ``auto`` takes Triton on CUDA, torch's fused attention where that is faster and expresses the same
-            (softmax, values as wide as keys, no padding), and else the eager reference.
+        backend: ``auto`` takes torch's fused attention where that is faster and expresses the same (softmax, values as
+            wide as keys, no padding), Triton on CUDA for more than 1,024 tokens, and else the eager reference.
 
     Returns:
         (..., n, e), zero where there is no valid key.
@@ -59,7 +62,9 @@ def attention(
             scaled = query * factor.to(query.dtype)
             attended = F.scaled_dot_product_attention(scaled, key, value, scale=1.0)
             return attended if gate is None else gate * attended
-    attended = attention_weights(query @ key.mT, activation, factor, divisor, valid) @ value
+    # Queries take the factor, which the pairs would need a pass for.
+    weights = _normalised((query * _factor(query, activation, factor, divisor)) @ key.mT, activation, valid)
+    attended = weights @ value
     return attended if gate is None else gate * attended
 
 
@@ -67,14 +72,26 @@ def attention_weights(
     scores: Tensor, activation: str, factor: Tensor, divisor: Tensor, valid: Tensor | None = None
 ) -> Tensor:
     """A of :func:`attention` from Q K^T: (..., n, m) -> same, zero at padding."""
-    scores = scores * factor.to(scores.dtype)
+    return _normalised(scores * _factor(scores, activation, factor, divisor), activation, valid)
+
+
+def _factor(like: Tensor, activation: str, factor: Tensor, divisor: Tensor) -> Tensor:
+    """What scores are multiplied by, in the type of ``like``: the divisor of ``relu2`` included, before it is squared."""
+    if like.dtype == torch.float64:
+        factor, divisor = factor.double(), divisor.double()
+    return (factor / divisor.sqrt() if activation == "relu2" else factor).to(like.dtype)
+
+
+def _normalised(scores: Tensor, activation: str, valid: Tensor | None) -> Tensor:
     if activation == "relu2":
-        weights = torch.relu(scores).square() / divisor.to(scores.dtype)
+        weights = torch.relu(scores).square()
         return weights if valid is None else weights * valid
-    if valid is None:
-        return torch.softmax(scores, dim=-1)
-    # Finite, also in half precision: with -inf a row without any key would be nan, and its gradient.
-    return torch.softmax(scores.masked_fill(~valid, -6e4), dim=-1) * valid
+    if valid is not None:
+        # Finite, also in half precision: with -inf a row without any key would be nan, and its gradient.
+        scores = scores.masked_fill(~valid, -6e4)
+    # Its type said, or autocast on CUDA would make it float32: of all pairs twice the memory, to be cast again.
+    weights = torch.softmax(scores, dim=-1, dtype=scores.dtype)
+    return weights if valid is None else weights * valid
 
 
 def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None, backend: str) -> str:
@@ -94,7 +111,7 @@ def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None,
     if expressible and is_square and (query.is_cuda or query.shape[-2] >= _MANY):
         return "sdpa"
     fits = query.shape[-1] <= _WIDEST and query.dtype != torch.float64
-    return "triton" if query.is_cuda and _HAS_TRITON and fits else "eager"
+    return "triton" if query.is_cuda and _HAS_TRITON and fits and query.shape[-2] > _FEW else "eager"
 
 
 def _by_triton(
@@ -114,9 +131,10 @@ def _by_triton(
         query, key, value = query.to(narrow), key.to(narrow), value.to(narrow)
         gate = None if gate is None else gate.to(narrow)
     flat = [None if x is None else x.flatten(0, -3) if x.ndim > 3 else x for x in (query, key, value, gate)]
-    factor, divisor = (x.float().expand(*leading, 1, 1).reshape(-1) for x in (factor, divisor))
+    # Contiguous: a reshaped expansion is a view without steps, and the kernels step from image to image.
+    factor, divisor = (x.float().expand(*leading, 1, 1).reshape(-1).contiguous() for x in (factor, divisor))
     if valid is not None:
-        valid = valid.expand(*leading, 1, query.shape[-2]).reshape(-1, query.shape[-2])
+        valid = valid.expand(*leading, 1, query.shape[-2]).reshape(-1, query.shape[-2]).contiguous()
     out, _, _ = _attention(*flat, activation == "softmax", factor, divisor, valid)
     return out.unflatten(0, leading)
 
@@ -144,16 +162,18 @@ def _attention_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    gate: Tensor | None,
     is_softmax: bool,
     factor: Tensor,
     divisor: Tensor,
     valid: Tensor | None,
+    attended: Tensor,
     logs: Tensor,
-    inner: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from heatssl.ops import attention_triton
 
-    return attention_triton.backward(upstream, query, key, value, is_softmax, factor, divisor, valid, logs, inner)
+    arguments = (gate, is_softmax, factor, divisor, valid, attended, logs)
+    return attention_triton.backward(upstream, query, key, value, *arguments)
 
 
 @_attention.register_fake
@@ -164,24 +184,25 @@ def _(query: Tensor, _key: Tensor, value: Tensor, gate: Tensor | None, *_: Any) 
 
 
 @_attention_backward.register_fake
-def _(_upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+def _(
+    _upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_gate = value.new_empty(0 if gate is None else value.shape)
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), by_gate
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     query, key, value, gate, ctx.is_softmax, factor, divisor, valid = inputs
-    ctx.save_for_backward(query, key, value, gate, factor, divisor, valid, *output)
+    out, attended, logs = output
+    ctx.save_for_backward(query, key, value, gate, factor, divisor, valid, out if gate is None else attended, logs)
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    query, key, value, gate, factor, divisor, valid, out, attended, logs = ctx.saved_tensors
-    inner = (upstream * out).sum(dim=-1, dtype=torch.float32)  # what A V and its gradient have in common
-    by_gate = None if gate is None else upstream * attended
-    by_attended = upstream if gate is None else upstream * gate
-    by_query, by_key, by_value = _attention_backward(
-        by_attended, query, key, value, ctx.is_softmax, factor, divisor, valid, logs, inner
+    query, key, value, gate, factor, divisor, valid, attended, logs = ctx.saved_tensors
+    by_query, by_key, by_value, by_gate = _attention_backward(
+        upstream, query, key, value, gate, ctx.is_softmax, factor, divisor, valid, attended, logs
     )
-    return by_query, by_key, by_value, by_gate, None, None, None, None
+    return by_query, by_key, by_value, None if gate is None else by_gate, None, None, None, None
 
 
 _attention.register_autograd(_backward, setup_context=_keep)

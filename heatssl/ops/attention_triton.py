@@ -15,11 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Queries, keys and values' channels of a tile, at most: what the registers and shared memory of an A100 or H100 hold
-# without spilling. Narrow tiles are for float32 and for smaller devices.
-_WIDE = {"forward": (128, 64, 256), "query": (128, 64, 128), "key": (64, 64, 128), "value": (64, 64, 256)}
-_NARROW = (32, 32, 64)
-_ROOM = 160 * 1024  # bytes of shared memory that wide tiles need
+# Queries, keys and values' channels of a tile, at most, and warps: the fastest of those tried on an H200 (docs/ops.md).
+# Narrow tiles are for float32 and for smaller devices.
+_WIDE = {
+    "forward": (128, 64, 256, 8),
+    "query": (128, 128, 64, 8),
+    "key": (128, 128, 64, 8),
+    "value": (64, 64, 256, 4),
+}
+_NARROW = (32, 32, 64, 4)
+_ROOM = 160 * 1024, 200 * 1024  # bytes of shared memory that wide tiles need, loaded two and three steps ahead
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -54,14 +59,16 @@ def backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    gate: Tensor | None,
     is_softmax: bool,
     factor: Tensor,
     divisor: Tensor,
     valid: Tensor | None,
+    attended: Tensor,
     logs: Tensor,
-    inner: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values, from that of A V (B, n, e) and its products with A V (B, n) float32."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values and gate (empty without one), from that of the result (B, n, e) and A V."""
+    upstream, by_gate, inner = _through_gate(upstream, gate, attended)
     fields = [_rows(x) for x in (query, key, value, upstream)]
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
     given = (factor, divisor, factor if valid is None else valid, logs, inner)
@@ -80,7 +87,22 @@ def backward(
     grid = (images * _blocks(value, 1, tile["COLUMNS"]), _blocks(value, 2, tile["CHANNELS"]))
     fields.pop(2)  # the gradient of values does not need them
     _value_kernel[grid](*fields, *given[:-1], gradients[2], *_sizes(query, value), *_steps(fields), **tile)
-    return gradients[0], gradients[1], gradients[2]
+    return gradients[0], gradients[1], gradients[2], by_gate
+
+
+def _through_gate(upstream: Tensor, gate: Tensor | None, attended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of A V and of the gate, and what softmax takes off: each row's product of A V and its gradient (B, n)."""
+    if gate is None:
+        return upstream, upstream.new_empty(0), (upstream * attended).sum(dim=-1, dtype=torch.float32)
+    fields = [_rows(x) for x in (upstream, gate, attended)]
+    by_attended, by_gate = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (upstream, gate))
+    tokens, channels = upstream.shape[1:]
+    inner = torch.empty(upstream.shape[:2], dtype=torch.float32, device=upstream.device)
+    _gate_kernel[(len(upstream) * tokens,)](
+        *fields, by_attended, by_gate, inner, tokens, channels, *_steps(fields),
+        CHANNELS=triton.next_power_of_2(channels),
+    )  # fmt: skip
+    return by_attended, by_gate, inner
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -104,8 +126,9 @@ def _blocks(x: Tensor, axis: int, size: int) -> int:
 
 def _constants(kernel: str, query: Tensor, value: Tensor, is_softmax: bool, valid: Tensor | None) -> dict[str, Any]:
     """Tiles no larger than they must be, and what else a kernel is compiled for."""
-    is_wide = query.element_size() == 2 and _shared_memory(query.device) >= _ROOM
-    rows, columns, channels = _WIDE[kernel] if is_wide else _NARROW
+    room = _shared_memory(query.device)
+    is_wide = query.element_size() == 2 and room >= _ROOM[0]
+    rows, columns, channels, warps = _WIDE[kernel] if is_wide else _NARROW
     tokens, width, values = (triton.next_power_of_2(max(size, 16)) for size in _sizes(query, value))
     return {
         "SOFTMAX": is_softmax,
@@ -115,8 +138,8 @@ def _constants(kernel: str, query: Tensor, value: Tensor, is_softmax: bool, vali
         "COLUMNS": min(columns, tokens),
         "WIDTH": width,
         "CHANNELS": min(channels, values),
-        "num_warps": 8 if is_wide and tokens > 32 else 4,
-        "num_stages": 2,
+        "num_warps": warps if tokens > 32 else 4,
+        "num_stages": 3 if is_wide and room >= _ROOM[1] else 2,
     }
 
 
@@ -235,6 +258,24 @@ def _score_gradient(
         positive = tl.where(there, tl.maximum(scores, 0.0), 0.0)
         gradient = 2 * positive * by_weight / tl.load(divisor + image)
     return (gradient * f).to(q.dtype)
+
+
+@triton.jit
+def _gate_kernel(
+    upstream, gate, attended, by_attended, by_gate, inner, tokens, channels,
+    upstream_b, upstream_n, gate_b, gate_n, attended_b, attended_n,
+    CHANNELS: tl.constexpr,
+):  # fmt: skip
+    image, row = tl.program_id(0).to(tl.int64) // tokens, tl.program_id(0) % tokens
+    across = tl.arange(0, CHANNELS)
+    there = across < channels
+    u = tl.load(upstream + image * upstream_b + row * upstream_n + across, mask=there, other=0.0).to(tl.float32)
+    g = tl.load(gate + image * gate_b + row * gate_n + across, mask=there, other=0.0).to(tl.float32)
+    a = tl.load(attended + image * attended_b + row * attended_n + across, mask=there, other=0.0).to(tl.float32)
+    place = (image * tokens + row) * channels + across
+    tl.store(by_attended + place, (u * g).to(by_attended.dtype.element_ty), mask=there)
+    tl.store(by_gate + place, (u * a).to(by_gate.dtype.element_ty), mask=there)
+    tl.store(inner + image * tokens + row, tl.sum(u * g * a))
 
 
 @triton.jit

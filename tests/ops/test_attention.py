@@ -35,8 +35,10 @@ def inputs(tokens, width, channels, dtype, lead=(2,), device="cpu"):
     return [x.to(device) for x in (query, key, value, gate)], [x.to(device) for x in settings], valid.to(device)
 
 
-def check_backend(backend, activation, shape, dtype, *, gated=True, masked=True, lead=(2,), device="cpu"):
+def check_backend(backend, activation, shape, dtype, *, gated=True, masked=True, shared=False, lead=(2,), device="cpu"):
     fields, settings, valid = inputs(*shape, dtype, lead, device)
+    if shared:  # one number of keys and one mask for all images
+        settings, valid = [x[-1:] for x in settings], valid[-1:]
     fields = fields if gated else fields[:3]
     upstream = torch.randn_like(fields[2])
     results = []
@@ -48,7 +50,8 @@ def check_backend(backend, activation, shape, dtype, *, gated=True, masked=True,
     assert results[1][0].dtype == dtype
     for expected, found in zip(*results, strict=True):
         assert found.isfinite().all()
-        assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+        tolerance = TOLERANCE[dtype] * (1 if device == "cpu" else 2)  # a GPU's powers of two are a little less exact
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -56,8 +59,8 @@ def check_backend(backend, activation, shape, dtype, *, gated=True, masked=True,
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("lead", [(2,), (2, 3)])
 def test_eager(activation, gated, lead, dtype):
-    for masked in (True, False):
-        check_backend("eager", activation, (9, 4, 6), dtype, gated=gated, masked=masked, lead=lead)
+    for masked, shared in ((True, False), (False, False), (True, True)):
+        check_backend("eager", activation, (9, 4, 6), dtype, gated=gated, masked=masked, shared=shared, lead=lead)
 
 
 @pytest.mark.parametrize("shape", [(9, 4, 4), (9, 4, 6), (200, 8, 8)])
@@ -98,6 +101,7 @@ sys.path.insert(0, str(pathlib.Path({folder!r})))
 from torch.utils.flop_counter import FlopCounterMode
 from test_attention import attention, check_backend, inputs
 check_backend("triton", {activation!r}, (37, 20, 70), torch.float32)  # more than one tile of each
+check_backend("triton", {activation!r}, (5, 4, 6), torch.float32, shared=True, lead=(3,))
 if {thorough}:
     check_backend("triton", {activation!r}, (37, 20, 70), torch.float16, masked=False)
     check_backend("triton", {activation!r}, (3, 4, 5), torch.float32, gated=False, lead=(2, 3))
@@ -136,3 +140,4 @@ def test_triton_on_a_gpu(activation, dtype):
     for shape in ((49, 128, 768), (200, 64, 64), (1030, 128, 300)):
         check_backend("triton", activation, shape, dtype, device="cuda")
         check_backend("triton", activation, shape, dtype, gated=False, masked=False, device="cuda")
+        check_backend("triton", activation, shape, dtype, shared=True, lead=(3,), device="cuda")
