@@ -1,9 +1,13 @@
-"""Benchmark A: every objective for the same time of the processor, with the same encoder, on the same machine.
+"""Benchmarks A and B: every objective for the same time, with the same encoder, on the same machine.
 
 python benchmarks/objectives.py --data shapes                                   # anybody's: generated scenes
 python benchmarks/objectives.py --data imagenette --root imagenette96.tar --minutes 10 --seeds 0 1 2
+python benchmarks/objectives.py --data imagenette --root imagenette96.tar --accelerator gpu       # B
 
-The minutes are those of two cores: a run of 10 gets 20 minutes of one thread, reading and cropping images included.
+A, on a CPU, has small encoders and 64 pixels; B, on one GPU, has ViT-S/8 or its GAU twin, 96 pixels and bfloat16, and
+its minutes are those of the clock on the wall. Runs of B that share a GPU say so: --side-by-side.
+
+The minutes of A are those of two cores: a run of 10 gets 20 minutes of one thread, reading and cropping images included.
 Counted is the process's own time, not the clock on the wall, so that two of these scripts can run side by side and
 a busy machine changes nothing but how long it takes. Every run is measured for some steps first and then gets as many
 steps as fit, so that its schedule ends with the time. Accuracies are those of a held-out tenth of train, linear and
@@ -34,6 +38,7 @@ from heatssl.evaluation.results import commit, hardware
 
 RESULTS = Path(__file__).parent / "results" / "objectives.jsonl"
 CALIBRATION_STEPS = (4, 28)  # the difference leaves the start out
+GPU_STEPS = 30  # whose second half is counted
 CORES = 2  # whose minutes are meant
 HELD_OUT = 0.1
 UNITS = "patch_size: 8, embed_dim: 128, depth: 8, key_width: 32"  # two of them for each block
@@ -53,6 +58,10 @@ ENCODERS: dict[str, list[str]] = {  # of the same parameters within 5 %
         ]
         for normaliser in ("softmax_plus", "softmax", "relu2", "relu2_fixed")
     },
+}
+SMALL: dict[str, list[str]] = {  # Benchmark B
+    "vit": ["backbone=vit_small_patch16_224", "backbone_arguments={patch_size: 8}"],
+    "gau, softmax_plus": ["backbone=gau_small_patch16_224", "backbone_arguments={patch_size: 8, norm_place: pre}"],
 }
 RECIPE = ["optimizer.name=muon", "optimizer.learning_rate=8e-3", "optimizer.warmup_steps=50"]  # the same for all
 RECIPE += ["trainer.batch_size=128"]  # but for those below that do better with another
@@ -90,6 +99,9 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=["vit"])
     parser.add_argument("--keep", type=Path, help="a folder in which run folders stay")
     parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu", help="cpu: A; gpu: B")
+    parser.add_argument("--batch", type=int, default=512, help="images of a step of B, the same for all (%(default)s)")
+    parser.add_argument("--side-by-side", type=int, default=1, help="runs that share the GPU, for the record")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -106,17 +118,23 @@ def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> di
     """Pretrain and evaluate once; the row that is kept."""
     pixels = ["objective.target=plain"] if arguments.data == "shapes" and name.startswith(PAINTERS) else []
     chosen = [*OBJECTIVES[name], *pixels, *arguments.settings]
-    settings = [*RECIPE, *ENCODERS[encoder], *data_settings(arguments), f"seed={seed}", *chosen]
-    settings += ["trainer.knn_every=0", "resume=never", "data.workers=0", "trainer.accelerator=cpu"]
+    on_gpu = arguments.accelerator == "gpu"
+    encoders = SMALL if on_gpu else ENCODERS
+    settings = [*RECIPE, *encoders[encoder], *data_settings(arguments), f"seed={seed}", *chosen]
+    settings += ["trainer.knn_every=0", "resume=never", f"trainer.accelerator={arguments.accelerator}"]
+    if on_gpu:
+        workers = max(1, ((os.cpu_count() or 2) - 1) // arguments.side_by_side)
+        settings += [f"trainer.batch_size={arguments.batch}", "trainer.precision=bf16", f"data.workers={workers}"]
+    else:
+        settings += ["data.workers=0"]
     with tempfile.TemporaryDirectory() as folder:
         run_folder = Path(folder) / "run"
         if arguments.keep:
             run_folder = arguments.keep / re.sub(
                 r"[^a-z0-9]+", "_", f"{name}_{encoder}_{seed}_{'_'.join(arguments.settings)}"
             )
-        few, more = (pretrain(settings, steps, run_folder)["cpu_seconds"] for steps in CALIBRATION_STEPS)
-        seconds_per_step = (more - few) / (CALIBRATION_STEPS[1] - CALIBRATION_STEPS[0])
-        steps = max(CALIBRATION_STEPS[1], round(60 * CORES * arguments.minutes / seconds_per_step))
+        seconds_per_step = (seconds_on_gpu if on_gpu else seconds_of_core)(settings, run_folder)
+        steps = max(CALIBRATION_STEPS[1], round(60 * (1 if on_gpu else CORES) * arguments.minutes / seconds_per_step))
         measured = pretrain(settings, steps, run_folder)
         batch = OmegaConf.load(run_folder / "config.yaml").trainer.batch_size
         for command, *head in EVALUATIONS if arguments.final else EVALUATIONS[:2]:
@@ -137,12 +155,27 @@ def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> di
         "law_residual": residual,  # mean over the run's eight pictures, images that were not trained on
         "steps": steps,
         "images_seen": steps * batch,
-        "images_per_core_second": round(batch / seconds_per_step, 1),
+        "images_per_second" if on_gpu else "images_per_core_second": round(batch / seconds_per_step, 1),
+        **({"side_by_side": arguments.side_by_side} if on_gpu else {}),
         **measured,
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
         "torch": torch.__version__,
         "commit": commit(),
     }
+
+
+def seconds_of_core(settings: list[str], folder: Path) -> float:
+    """Of one step, by the process's own time."""
+    few, more = (pretrain(settings, steps, folder)["cpu_seconds"] for steps in CALIBRATION_STEPS)
+    return (more - few) / (CALIBRATION_STEPS[1] - CALIBRATION_STEPS[0])
+
+
+def seconds_on_gpu(settings: list[str], folder: Path) -> float:
+    """Of one step, by the clock, once the first have compiled and filled what they need."""
+    pretrain(settings, GPU_STEPS, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    halfway, end = lines[0], lines[-1]
+    return (end["seconds"] - halfway["seconds"]) / (end["step"] - halfway["step"])
 
 
 def data_settings(arguments: argparse.Namespace) -> list[str]:
@@ -153,7 +186,7 @@ def data_settings(arguments: argparse.Namespace) -> list[str]:
     return [
         "data=tar",
         f"data.root={arguments.root}",
-        "data.image_size=64",
+        f"data.image_size={96 if arguments.accelerator == 'gpu' else 64}",
         "data.crop_scale=[0.2,1.0]",
         f"data.held_out={held_out}",
     ]
@@ -178,9 +211,9 @@ def pretrain(settings: list[str], steps: int, folder: Path) -> dict[str, Any]:
 
 
 def heatssl(command: str, settings: list[str]) -> resource.struct_rusage:
-    """Run one command on one thread in a process of its own; what it used."""
+    """Run one command in a process of its own, on one thread unless the environment says otherwise; what it used."""
     words = [sys.executable, "-m", "heatssl.cli", command, *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **os.environ}
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -193,6 +226,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         key = (
+            "B" if "images_per_second" in row else "A",
             row["data"],
             row["minutes"],
             row["split"],
@@ -204,16 +238,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         " | ".join(
             [
-                "| data | minutes | split | objective | encoder | settings",
+                "| benchmark | data | minutes | split | objective | encoder | settings",
                 *METRICS.values(),
-                "img/s of a core | RankMe | seeds |",
+                "img/s of a core, or a GPU | RankMe | seeds |",
             ]
         ),
-        "|---" * (len(METRICS) + 9) + "|",
+        "|---" * (len(METRICS) + 10) + "|",
     ]
-    for key, group in sorted(groups.items(), key=lambda item: (item[0][:3], -mean(row["linear"] for row in item[1]))):
+    for key, group in sorted(groups.items(), key=lambda item: (item[0][:4], -mean(row["linear"] for row in item[1]))):
         figures = [spread([100 * row[metric] for row in group if metric in row]) for metric in METRICS]
-        rate, rank = (mean(row[name] for row in group) for name in ("images_per_core_second", "health/rankme"))
+        rate = mean(row.get("images_per_core_second") or row["images_per_second"] for row in group)
+        rank = mean(row["health/rankme"] for row in group)
         cells = [*map(str, key), *figures, f"{rate:.0f}", f"{rank:.0f}", str(len(group))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -51,7 +51,7 @@ def at_the_end(axis: Axes, data: str) -> None:
     """Linear probe over kNN, one point for each objective; on the scenes those that paint plain pixels say nothing."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows("objectives.jsonl"):
-        if [row[key] for key in ("data", "minutes", "split")] == [data, 10, "val"] and row.get("encoder") in (
+        if [row[key] for key in ("data", "minutes", "split")] == [data, 10, "val"] and "images_per_second" not in row and row.get("encoder") in (
             None,
             "vit",
         ):

@@ -17,7 +17,7 @@ from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.finetune import Classifier, timm_optimizer
 from heatssl.export import load_backbone, save_backbone
 
-QUICK = {"workers": 0, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0}
+QUICK = {"workers": 0, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0, "accelerator": "cpu"}
 
 
 def test_each_layer_has_its_share_of_the_learning_rate():
