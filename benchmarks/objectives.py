@@ -7,12 +7,12 @@ python benchmarks/objectives.py --data imagenette --root imagenette96.tar --acce
 A, on a CPU, has small encoders and 64 pixels; B, on one GPU, has ViT-S/8 or its GAU twin, 96 pixels and bfloat16, and
 its minutes are those of the clock on the wall. Runs of B that share a GPU say so: --side-by-side.
 
-The minutes of A are those of two cores: a run of 10 gets 20 minutes of one thread, reading and cropping images included.
-Counted is the process's own time, not the clock on the wall, so that two of these scripts can run side by side and
-a busy machine changes nothing but how long it takes. Every run is measured for some steps first and then gets as many
-steps as fit, so that its schedule ends with the time. Accuracies are those of a held-out tenth of train, linear and
-kNN alone, unless --final asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --table prints
-what stands there.
+The minutes of A are those of two cores: a run of 10 gets 20 minutes of one thread, reading and cropping images
+included. Counted is the process's own time, not the clock on the wall, so that two of these scripts can run side by
+side and a busy machine changes nothing but how long it takes. Every run is measured for some steps first and then gets
+as many steps as fit, so that its schedule ends with the time. Accuracies are those of a held-out tenth of train, linear
+and kNN alone, unless --final asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --table
+prints what stands there.
 """
 
 import argparse

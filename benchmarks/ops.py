@@ -28,6 +28,8 @@ from heatssl.ops import Boundary, depthwise_stencil, residual_loss
 RESULTS = Path(__file__).parent / "results" / "ops"
 FIVE = laplacian_stencil("5pt")
 EIGHT = torch.tensor([[1.0, 1, 1], [1, -8, 1], [1, 1, 1]])  # kornia's laplacian with kernel_size=3
+# On a GPU some gigabytes: what fits into its cache, or takes less time than a launch, says nothing of its memory.
+SHAPES = {"cpu": ["64x384x14x14", "16x384x32x32"], "cuda": ["6144x384x14x14", "1536x384x32x32"]}
 # Reads and writes of the whole field that an implementation cannot do without: loss and gradient in one sweep, or
 # one read forward and a read and a write backward.
 LEAST_TRAFFIC = {"compiled": 2, "triton": 3}
@@ -37,7 +39,7 @@ Loss = Callable[[Tensor], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["64x384x14x14", "16x384x32x32"], help="%(default)s")
+    parser.add_argument("--shapes", nargs="+", help=f"CPU: {' '.join(SHAPES['cpu'])}, GPU: {' '.join(SHAPES['cuda'])}")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -56,7 +58,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "kornia": kornia.__version__},
     }
     rows: list[dict[str, object]] = []
-    for shape in settings.shapes:
+    for shape in settings.shapes or SHAPES[device.type]:
         size = tuple(int(n) for n in shape.split("x"))
         for layout in (torch.contiguous_format, torch.channels_last):
             for boundary in ("interior", "replicate") if layout == torch.contiguous_format else ("interior",):

@@ -51,10 +51,8 @@ def at_the_end(axis: Axes, data: str) -> None:
     """Linear probe over kNN, one point for each objective; on the scenes those that paint plain pixels say nothing."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows("objectives.jsonl"):
-        if [row[key] for key in ("data", "minutes", "split")] == [data, 10, "val"] and "images_per_second" not in row and row.get("encoder") in (
-            None,
-            "vit",
-        ):
+        of_benchmark_a = "images_per_second" not in row and row.get("encoder") in (None, "vit")
+        if of_benchmark_a and [row[key] for key in ("data", "minutes", "split")] == [data, 10, "val"]:
             normalised = data == "shapes" and row["objective"].startswith("mae") and PLAIN not in row["settings"]
             told = [each for each in TOLD if f"objective.{each}" in row["settings"]] + ["normalised"] * normalised
             groups.setdefault(", ".join([row["objective"], *told]), []).append(row)

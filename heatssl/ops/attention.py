@@ -76,7 +76,7 @@ def attention_weights(
 
 
 def _factor(like: Tensor, activation: str, factor: Tensor, divisor: Tensor) -> Tensor:
-    """What scores are multiplied by, in the type of ``like``: the divisor of ``relu2`` included, before it is squared."""
+    """What scores are multiplied by, in the type of ``like``: for ``relu2`` divided so that the square is right."""
     if like.dtype == torch.float64:
         factor, divisor = factor.double(), divisor.double()
     return (factor / divisor.sqrt() if activation == "relu2" else factor).to(like.dtype)

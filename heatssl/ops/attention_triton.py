@@ -91,7 +91,7 @@ def backward(
 
 
 def _through_gate(upstream: Tensor, gate: Tensor | None, attended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of A V and of the gate, and what softmax takes off: each row's product of A V and its gradient (B, n)."""
+    """Gradients of A V and of the gate, and what softmax takes off: product of A V and its gradient, by row (B, n)."""
     if gate is None:
         return upstream, upstream.new_empty(0), (upstream * attended).sum(dim=-1, dtype=torch.float32)
     fields = [_rows(x) for x in (upstream, gate, attended)]

@@ -1,9 +1,14 @@
 """The residual loss in Triton: forward reads z once; backward reads z once and writes the gradient once.
 
-A program works on a tile of positions x channels of one field, so that neighbouring threads read neighbouring
-memory in both layouts. Neighbours come from the cache; responses live in registers only. Runs without a GPU under
-``TRITON_INTERPRET=1``, set before Triton is imported.
+A lane walks down the rows of a field with a few columns, so that a value is loaded for its own row and never again for
+those above and below: each row is added to the responses of three rows, and each response, when it is complete, to the
+gradients of three. Neighbouring lanes read neighbouring memory in both layouts: columns where a field is contiguous,
+channels in channels_last. Responses live in registers only.
+
+Runs without a GPU under ``TRITON_INTERPRET=1``, set before Triton is imported.
 """
+
+from functools import lru_cache
 
 import torch
 import triton
@@ -12,7 +17,13 @@ from torch import Tensor
 
 from heatssl.ops.stencil import Boundary, Weights, accumulator, responses
 
-_BOUNDARIES = {"interior": 0, "replicate": 1, "reflect": 2}
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
+    raise ImportError(f"Triton {triton.__version__} has no tuples: 3.3, which comes with torch 2.7, has")
+
+_BOUNDARIES = {"interior": 0, "replicate": 1, "reflect": 2}  # also how far inside stands what replaces a neighbour
+_COLUMNS = tl.constexpr(4)  # of a lane, even: of 1, 2 and 4 the fastest on an H200 (docs/ops.md)
+_LANES = 128  # of a program of four warps, one for each thread
+_PROGRAMS = 1024  # fewer leave a GPU idle: then the rows are divided as well
 
 
 def loss(z: Tensor, weights: Weights, boundary: Boundary) -> Tensor:
@@ -32,44 +43,66 @@ def gradient(z: Tensor, weights: Weights, boundary: Boundary, upstream: Tensor) 
     """``upstream`` (scalar) times the gradient of :func:`loss`: like z in shape, type and layout."""
     result = torch.empty_like(z)
     scale = (upstream.to(accumulator(z.dtype)) * (2 / responses(z, boundary))).reshape(1)
-    grid, tile = _tiles(z)
-    constants = _constants(z, weights, boundary)
-    _gradient_kernel[grid](z, result, scale, *_arguments(z, weights), *result.stride(), **constants, **tile)
+    grid, settings = _settings(z, weights, boundary, paired=_has_pairs(z) and _has_pairs(result))
+    _gradient_kernel[grid](z, result, scale, *_arguments(z, weights, grid), *result.stride(), **settings)
     return result
 
 
 def _forward(z: Tensor, weights: Weights, boundary: Boundary, residual: Tensor | None) -> Tensor:
-    grid, tile = _tiles(z)
+    grid, settings = _settings(z, weights, boundary, paired=_has_pairs(z))
     sums = torch.empty(grid, dtype=accumulator(z.dtype), device=z.device)  # one each: the same sum in every run
     _loss_kernel[grid](
         z,
         sums,
         sums if residual is None else residual,
-        *_arguments(z, weights),
+        *_arguments(z, weights, grid),
         WITH_MAP=residual is not None,
-        **_constants(z, weights, boundary),
-        **tile,
+        **settings,
     )
     return sums.sum() / responses(z, boundary)
 
 
-def _tiles(z: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and tile: long along what is contiguous in memory."""
-    batch, channels, height, width = z.shape
-    block_positions, block_channels = (256, 1) if z.stride(3) == 1 else (8, 64)
-    grid = (batch * triton.cdiv(channels, block_channels), triton.cdiv(height * width, block_positions))
-    return grid, {"POSITIONS": block_positions, "CHANNELS": block_channels}
+def _settings(
+    z: Tensor, weights: Weights, boundary: Boundary, paired: bool
+) -> tuple[tuple[int, int, int], dict[str, object]]:
+    """Grid, by lanes, channels and parts of the rows, and what a kernel is compiled for."""
+    images, channels, height, width = z.shape
+    lanes = images * triton.cdiv(width, _COLUMNS.value)
+    together = 1
+    if z.stride(3) == 1:
+        lanes *= channels
+    else:
+        together = min(_LANES, triton.next_power_of_2(channels))
+    programs = triton.cdiv(lanes, _LANES // together), triton.cdiv(channels, together) if together > 1 else 1
+    parts = max(1, min(_PROGRAMS // (programs[0] * programs[1]), height // 8))
+    return (*programs, parts), {
+        "NONZERO": sum(1 << (3 * i + j) for i in range(3) for j in range(3) if weights[i][j]),
+        "BOUNDARY": _BOUNDARIES[boundary],
+        "WIDE": tl.float64 if z.dtype == torch.float64 else tl.float32,
+        "LANES": _LANES // together,
+        "CHANNELS": together,
+        "PAIR": 2 * z.element_size() if paired else 0,
+    }
 
 
-def _arguments(z: Tensor, weights: Weights) -> tuple[object, ...]:
-    table = torch.tensor(weights, dtype=accumulator(z.dtype)).flatten().to(z.device, non_blocking=True)
-    return table, *z.shape[1:], *z.stride()
+def _has_pairs(field: Tensor) -> bool:
+    """Whether columns lie in twos that one instruction may load: even rows, at even places of memory."""
+    return (
+        field.stride(3) == 1
+        and not any(size % 2 for size in (field.shape[3], *field.stride()[:3]))
+        and field.data_ptr() % (2 * field.element_size()) == 0
+    )
 
 
-def _constants(z: Tensor, weights: Weights, boundary: Boundary) -> dict[str, object]:
-    nonzero = sum(1 << (3 * i + j) for i in range(3) for j in range(3) if weights[i][j])
-    wide = tl.float64 if z.dtype == torch.float64 else tl.float32
-    return {"NONZERO": nonzero, "BOUNDARY": _BOUNDARIES[boundary], "WIDE": wide}
+def _arguments(z: Tensor, weights: Weights, grid: tuple[int, int, int]) -> tuple[object, ...]:
+    table = _on_device(weights, accumulator(z.dtype), z.device)
+    return table, *z.shape, triton.cdiv(z.shape[2], grid[2]), *z.stride()
+
+
+@lru_cache(maxsize=32)
+def _on_device(weights: Weights, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, for to send nine numbers takes longer than to sweep a small field."""
+    return torch.tensor(weights, dtype=dtype).flatten().to(device)
 
 
 @triton.jit
@@ -82,81 +115,196 @@ def _inside(index, size, BOUNDARY: tl.constexpr):
 
 
 @triton.jit
-def _response(
-    field, y, x, valid, weights, height, width, step_y, step_x,
-    NONZERO: tl.constexpr, BOUNDARY: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """The stencil at (y, x), zero where there is no response; ``field`` points at position (0, 0) of each channel."""
-    rim: tl.constexpr = 1 if BOUNDARY == 0 else 0
-    valid = valid & (y >= rim) & (y < height - rim) & (x >= rim) & (x < width - rim)
-    total = tl.zeros(valid.shape, WIDE)
-    for i in tl.static_range(3):
-        for j in tl.static_range(3):
-            if (NONZERO >> (3 * i + j)) & 1:
-                at_y, at_x = _inside(y + i - 1, height, BOUNDARY), _inside(x + j - 1, width, BOUNDARY)
-                value = tl.load(field + at_y * step_y + at_x * step_x, mask=valid, other=0.0)
-                total += tl.load(weights + 3 * i + j) * value.to(WIDE)
-    return total
+def _lanes(images, channels, width, LANES: tl.constexpr, CHANNELS: tl.constexpr):
+    """Image, channel and first column of each lane, (LANES, CHANNELS), and which exist; the others repeat the last."""
+    across = tl.cdiv(width, _COLUMNS)
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]
+    field = lane // across
+    if CHANNELS == 1:
+        there = field < images * channels
+        field = tl.minimum(field, images * channels - 1)
+        image, channel = field // channels, field % channels
+    else:
+        channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+        there = (field < images) & (channel < channels)
+        image, channel = tl.minimum(field, images - 1), tl.minimum(channel, channels - 1)
+    return image.to(tl.int64), channel.to(tl.int64), lane % across * _COLUMNS, there
 
 
 @triton.jit
-def _tile(channels, height, width, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Of this program: field, positions as (row, column), channels, and which of them exist."""
-    blocks = tl.cdiv(channels, CHANNELS)
-    batch = tl.program_id(0).to(tl.int64) // blocks
-    channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    position = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
-    valid = (position < height * width) & (channel < channels)
-    return batch, position // width, position % width, channel.to(tl.int64), valid
+def _pair(row, x, PAIR: tl.constexpr):
+    """Pointers to columns x and x + 1, in one word of PAIR bytes."""
+    places = row[:, :, None] + (x[:, :, None] + tl.arange(0, 2)[None, None, :])
+    return tl.max_contiguous(tl.multiple_of(places, (1, 1, PAIR)), (1, 1, 2))
+
+
+@triton.jit
+def _load_pair(row, x, width, step_x, PAIR: tl.constexpr, WIDE: tl.constexpr):
+    """Columns x and x + 1 of a row, zero outside."""
+    if PAIR:
+        inside = (x >= 0) & (x < width)
+        mask = tl.broadcast_to(inside[:, :, None], inside.shape[0], inside.shape[1], 2)
+        one, two = tl.split(tl.load(_pair(row, x, PAIR), mask=mask, other=0.0))
+    else:
+        one = tl.load(row + x * step_x, mask=(x >= 0) & (x < width), other=0.0)
+        two = tl.load(row + (x + 1) * step_x, mask=(x >= -1) & (x + 1 < width), other=0.0)
+    return one.to(WIDE), two.to(WIDE)
+
+
+@triton.jit
+def _store_pair(row, x, width, step_x, there, one, two, PAIR: tl.constexpr):
+    one, two = one.to(row.dtype.element_ty), two.to(row.dtype.element_ty)
+    if PAIR:
+        inside = there & (x < width)
+        mask = tl.broadcast_to(inside[:, :, None], inside.shape[0], inside.shape[1], 2)
+        tl.store(_pair(row, x, PAIR), tl.join(one, two), mask=mask)
+    else:
+        tl.store(row + x * step_x, one, mask=there & (x < width))
+        tl.store(row + (x + 1) * step_x, two, mask=there & (x + 1 < width))
+
+
+@triton.jit
+def _columns(row, x, width, step_x, BOUNDARY: tl.constexpr, PAIR: tl.constexpr, WIDE: tl.constexpr):
+    """Columns from x - 2 to two behind the lane's own; a step outside what stands in, farther out no matter what."""
+    columns = ()
+    for i in tl.static_range(0, _COLUMNS + 4, 2):
+        columns = columns + _load_pair(row, x + i - 2, width, step_x, PAIR, WIDE)
+    if BOUNDARY != 0:
+        mended = (columns[0], tl.where(x == 0, columns[1 + BOUNDARY], columns[1]), columns[2])
+        for i in tl.static_range(3, _COLUMNS + 4):
+            mended = mended + (tl.where(x + i - 2 == width, mended[i - BOUNDARY], columns[i]),)
+        columns = mended
+    return columns
+
+
+@triton.jit
+def _weigh(weights, ROW: tl.constexpr, columns, sums, FIRST: tl.constexpr, COUNT: tl.constexpr, NONZERO: tl.constexpr):
+    """Responses of one row of the stencil, the leftmost neighbour of the first in column FIRST, added to ``sums``."""
+    added = ()
+    for i in tl.static_range(COUNT):
+        total = sums[i]
+        for j in tl.static_range(3):
+            if (NONZERO >> (3 * ROW + j)) & 1:
+                total += weights[3 * ROW + j] * columns[FIRST + i + j]
+        added = added + (total,)
+    return added
+
+
+@triton.jit
+def _spread(
+    weights, ROW: tl.constexpr, responses, sums, x, width, BOUNDARY: tl.constexpr, NONZERO: tl.constexpr
+):  # fmt: skip
+    """The adjoint of :func:`_weigh`: what each column gets of the responses in it and beside it, added to ``sums``."""
+    added = ()
+    for i in tl.static_range(_COLUMNS):
+        total = sums[i]
+        for j in tl.static_range(3):
+            if (NONZERO >> (3 * ROW + 2 - j)) & 1:
+                total += weights[3 * ROW + 2 - j] * responses[i + j]
+        if BOUNDARY != 0:  # and of those that read it in place of a neighbour outside
+            if i + 1 == BOUNDARY:
+                total += tl.where(x == 0, weights[3 * ROW] * responses[1], 0.0)
+            total += tl.where(x + i == width - BOUNDARY, weights[3 * ROW + 2] * responses[i + BOUNDARY], 0.0)
+        added = added + (total,)
+    return added
+
+
+@triton.jit
+def _plus(a, b, condition):
+    """a, and b where the condition holds."""
+    added = ()
+    for i in tl.static_range(_COLUMNS):
+        added = added + (a[i] + tl.where(condition, b[i], 0.0),)
+    return added
+
+
+@triton.jit
+def _table(weights):
+    row_0 = (tl.load(weights), tl.load(weights + 1), tl.load(weights + 2))
+    row_1 = (tl.load(weights + 3), tl.load(weights + 4), tl.load(weights + 5))
+    return row_0 + row_1 + (tl.load(weights + 6), tl.load(weights + 7), tl.load(weights + 8))
 
 
 @triton.jit
 def _loss_kernel(
-    z, sums, residual, weights, channels, height, width, step_b, step_c, step_y, step_x,
+    z, sums, residual, weights, images, channels, height, width, rows, step_b, step_c, step_y, step_x,
     WITH_MAP: tl.constexpr, NONZERO: tl.constexpr, BOUNDARY: tl.constexpr, WIDE: tl.constexpr,
-    POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
+    LANES: tl.constexpr, CHANNELS: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
-    batch, y, x, channel, valid = _tile(channels, height, width, POSITIONS, CHANNELS)
-    field = z + batch * step_b + channel * step_c
-    response = _response(field, y, x, valid, weights, height, width, step_y, step_x, NONZERO, BOUNDARY, WIDE)
-    squared = response * response
-    tl.store(sums + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(squared))
-    if WITH_MAP:
-        place = (batch * height + y) * width + x
-        mean = tl.sum(squared, axis=1, keep_dims=True) / channels
-        tl.atomic_add(residual + place, mean, mask=y < height)
+    rim: tl.constexpr = 1 if BOUNDARY == 0 else 0
+    image, channel, x, there = _lanes(images, channels, width, LANES, CHANNELS)
+    field = z + image * step_b + channel * step_c
+    weights = _table(weights)
+    zero = tl.zeros(there.shape, WIDE)
+    here, below, total = (zero,) * _COLUMNS, (zero,) * _COLUMNS, (zero,) * _COLUMNS
+    start = tl.program_id(2) * rows + rim
+    end = tl.minimum(start + rows, height - rim)
+    for n in range(start - 1, end + 1):
+        row = field + _inside(n, height, BOUNDARY) * step_y
+        columns = _columns(row, x, width, step_x, BOUNDARY, PAIR, WIDE)
+        above = _weigh(weights, 2, columns, here, 1, _COLUMNS, NONZERO)  # row n - 1 is complete with row n
+        here = _weigh(weights, 1, columns, below, 1, _COLUMNS, NONZERO)
+        below = _weigh(weights, 0, columns, (zero,) * _COLUMNS, 1, _COLUMNS, NONZERO)
+        if n > start:
+            squared = ()
+            for i in tl.static_range(_COLUMNS):
+                squared = squared + (total[i] + above[i] * above[i],)
+                if WITH_MAP:
+                    valid = there & (x + i >= rim) & (x + i < width - rim)
+                    mean = tl.sum(tl.where(valid, above[i] * above[i], 0.0), axis=1, keep_dims=True) / channels
+                    place = (image * height + n - 1) * width + x + i
+                    tl.atomic_add(residual + place, mean, mask=x + i < width)
+            total = squared
+    everything = zero
+    for i in tl.static_range(_COLUMNS):
+        everything += tl.where(there & (x + i >= rim) & (x + i < width - rim), total[i], 0.0)
+    program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
+    tl.store(sums + program, tl.sum(everything))
 
 
 @triton.jit
 def _gradient_kernel(
-    z, gradient, scale, weights, channels, height, width, step_b, step_c, step_y, step_x,
+    z, gradient, scale, weights, images, channels, height, width, rows, step_b, step_c, step_y, step_x,
     out_b, out_c, out_y, out_x,
     NONZERO: tl.constexpr, BOUNDARY: tl.constexpr, WIDE: tl.constexpr,
-    POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
+    LANES: tl.constexpr, CHANNELS: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
-    batch, y, x, channel, valid = _tile(channels, height, width, POSITIONS, CHANNELS)
-    field = z + batch * step_b + channel * step_c
-    total = tl.zeros(valid.shape, WIDE)
-    for i in tl.static_range(3):
-        for j in tl.static_range(3):
-            # The position above and left (i = j = 0) reads this one through its weight below and right, and so on.
-            # In the interior that is one weight; at other boundaries it may read this one in place of others too.
-            if BOUNDARY != 0 or (NONZERO >> (8 - 3 * i - j)) & 1:
-                at_y, at_x = y + i - 1, x + j - 1
-                coefficient = tl.zeros(at_y.shape, WIDE)
-                if BOUNDARY == 0:
-                    coefficient += tl.load(weights + 8 - 3 * i - j)
-                else:
-                    for k in tl.static_range(3):
-                        for n in tl.static_range(3):
-                            if (NONZERO >> (3 * k + n)) & 1:
-                                hit = (_inside(at_y + k - 1, height, BOUNDARY) == y) & (
-                                    _inside(at_x + n - 1, width, BOUNDARY) == x
-                                )
-                                coefficient += tl.where(hit, tl.load(weights + 3 * k + n), 0.0)
-                total += coefficient * _response(
-                    field, at_y, at_x, valid, weights, height, width, step_y, step_x, NONZERO, BOUNDARY, WIDE
-                )
-    total *= tl.load(scale)
-    out = gradient + batch * out_b + channel * out_c + y * out_y + x * out_x
-    tl.store(out, total.to(gradient.dtype.element_ty), mask=valid)
+    rim: tl.constexpr = 1 if BOUNDARY == 0 else 0
+    image, channel, x, there = _lanes(images, channels, width, LANES, CHANNELS)
+    field = z + image * step_b + channel * step_c
+    out = gradient + image * out_b + channel * out_c
+    weights, factor = _table(weights), tl.load(scale)
+    keep = ()  # of a response: the factor, or nothing outside
+    for i in tl.static_range(_COLUMNS + 2):
+        keep = keep + (tl.where((x + i - 1 >= rim) & (x + i - 1 < width - rim), factor, 0.0),)
+    zero = tl.zeros(there.shape, WIDE)
+    nothing = (zero,) * _COLUMNS
+    here, below = (zero,) * (_COLUMNS + 2), (zero,) * (_COLUMNS + 2)
+    before, at = nothing, nothing  # gradients of rows n - 2 and n - 1, so far
+    start = tl.program_id(2) * rows
+    end = tl.minimum(start + rows, height)
+    for n in range(tl.maximum(start - 2, rim - 1), end + 2):
+        row = field + _inside(n, height, BOUNDARY) * step_y
+        columns = _columns(row, x, width, step_x, BOUNDARY, PAIR, WIDE)
+        above = _weigh(weights, 2, columns, here, 0, _COLUMNS + 2, NONZERO)  # row n - 1 is complete with row n
+        here = _weigh(weights, 1, columns, below, 0, _COLUMNS + 2, NONZERO)
+        below = _weigh(weights, 0, columns, (zero,) * (_COLUMNS + 2), 0, _COLUMNS + 2, NONZERO)
+        responses = ()
+        for i in tl.static_range(_COLUMNS + 2):
+            responses = responses + (tl.where((n > rim) & (n <= height - rim), above[i] * keep[i], 0.0),)
+        at = _spread(weights, 1, responses, at, x, width, BOUNDARY, NONZERO)
+        after = _spread(weights, 2, responses, nothing, x, width, BOUNDARY, NONZERO)
+        if BOUNDARY == 0:
+            before = _spread(weights, 0, responses, before, x, width, BOUNDARY, NONZERO)
+        else:  # the first and the last row read rows inside in place of those outside
+            up = _spread(weights, 0, responses, nothing, x, width, BOUNDARY, NONZERO)
+            before = _plus(before, up, True)
+            if BOUNDARY == 1:
+                at = _plus(_plus(at, up, n == 1), after, n == height)
+            else:
+                before = _plus(before, after, n == height)
+                after = _plus(after, up, n == 1)
+        for i in tl.static_range(0, _COLUMNS, 2):
+            place = out + (n - 2) * out_y
+            _store_pair(place, x + i, width, out_x, there & (n - 2 >= start), before[i], before[i + 1], PAIR)
+        before, at = at, after

@@ -1,5 +1,6 @@
 """timm's Muon, all matrices of one shape at once: one by one, a GPU waits for hundreds of small launches."""
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -43,17 +44,16 @@ class StackedMuon(timm.optim.Muon):
 
     def _step_together(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         """Muon on matrices (m, n) of one shape, as timm has it for the k places of a convolution (m, n, k)."""
-        momenta = [self.state[parameter] for parameter in parameters]
-        for parameter, state in zip(parameters, momenta, strict=True):
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
             state["use_muon"] = True
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [state["momentum_buffer"] for state in momenta]
-        gradients = [parameter.grad for parameter in parameters]
+        buffers = [state["momentum_buffer"] for state in states]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         stacks = [torch.stack(tensors).permute(1, 2, 0) for tensors in (parameters, gradients, buffers)]
-        names = ("lr", "weight_decay", "momentum", "nesterov", "ns_steps", "ns_coefficients", "eps", "safety_factor")
-        names += ("adjust_lr_fn", "scale_eps")
-        settings = {name: group[name] for name in names if name in group}
-        muon(*([stack] for stack in stacks), **settings, conv_mode="batched", normalize_spatial=False)
+        known = set(inspect.signature(muon).parameters) & set(group) - {"params"}
+        settings = {name: group[name] for name in known} | {"conv_mode": "batched", "normalize_spatial": False}
+        muon(*([stack] for stack in stacks), **settings)
         for tensors, stack in ((parameters, stacks[0]), (buffers, stacks[2])):
             torch._foreach_copy_(tensors, list(stack.unbind(-1)))
