@@ -13,6 +13,7 @@ from heatssl.backbones.encode import (
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.mask_token import embedding_width, encode_masked
 from heatssl.backbones.normalisers import NormaliserSettings
+from heatssl.backbones.patch_embedding import cut_patches
 from heatssl.backbones.positions import PositionSettings
 from heatssl.backbones.residual import fade_in
 from heatssl.backbones.switches import set_normaliser, set_positions
@@ -23,6 +24,7 @@ __all__ = [
     "PositionSettings",
     "as_field",
     "create_backbone",
+    "cut_patches",
     "embedding_width",
     "encode_block",
     "encode_masked",

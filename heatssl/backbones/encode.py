@@ -96,7 +96,8 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
 
     Args:
         backbone: a timm ``VisionTransformer`` or ``Eva``, or a model whose ``forward_features`` takes ``visible``.
-        images: normalised images (B, 3, H, W).
+        images: normalised images (B, 3, H, W); or their visible patches alone, (B, n, 3, h, w), which
+            :func:`heatssl.backbones.cut_patches` cuts out of images of the model's own size.
         visible: (B, n) long, row-major patch indices, any order.
 
     Returns:
@@ -111,7 +112,9 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
             "choose a vit_*, deit_* or eva* backbone, or an objective whose visible part is one block"
         )
     patch = backbone.patch_embed.patch_size
-    grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+    grid = backbone.patch_embed.grid_size
+    if images.ndim == 4:
+        grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
     if _takes_visible(backbone):
         with _showing(visible, grid):
             return backbone.forward_features(images, visible=visible)

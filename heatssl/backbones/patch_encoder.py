@@ -130,18 +130,19 @@ class PatchEncoder(nn.Module):
         With several chunks (``flash_*``) each has as many places as the largest could need, also where few are taken.
 
         Args:
-            x: normalised images (B, 3, H, W).
+            x: normalised images (B, 3, H, W); or the visible patches (B, n, 3, h, w) of images of ``img_size``.
             visible: (B, n) long, row-major patch indices, any order; None: all.
             valid: (B, n) bool, False where an entry of ``visible`` is padding; None: none is.
 
         Returns:
             (B, n, d), in the order of ``visible``.
         """
-        grid = self.grid(x.shape[2], x.shape[3])
         if visible is None:
+            grid = self.grid(x.shape[2], x.shape[3])
             tokens = self.embed(x, grid)
             places = grid_places(x, grid[0], grid[1])
         else:
+            grid = self.patch_embed.grid_size if x.ndim == 5 else self.grid(x.shape[2], x.shape[3])
             tokens = self.embed_visible(x, visible, grid)
             places = places_of(visible, grid[1])
         where = self.locate(places, valid, grid)
@@ -253,7 +254,7 @@ class PatchEncoder(nn.Module):
 
     @torch.jit.unused
     def embed_visible(self, images: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The chosen patches only, (B, 3, H, W), (B, n) -> (B, n, d)."""
+        """The chosen patches only, (B, 3, H, W) or (B, n, 3, h, w), (B, n) -> (B, n, d)."""
         tokens = embed_patches(self.patch_embed, images, visible)
         return tokens if self.position_table is None else tokens + self.position_table(grid)[0, visible]
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones import encode_visible, feature_map, geometry, is_token_model
+from heatssl.backbones import cut_patches, encode_visible, feature_map, geometry, is_token_model
 from heatssl.errors import UserError
 from heatssl.heat import Transport
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
@@ -113,7 +113,8 @@ class HeatJEPA(Objective):
         self.patch = grid.stride
         self.against_collapse = against_collapse
         self.temperature, self.isotropy_weight, self.momentum = temperature, isotropy_weight, momentum
-        self.colours = view_settings(image_size // 2, (1.0, 1.0), colour_jitter, grey, blur)
+        self.colours = view_settings(image_size // 2, (1.0, 1.0), colour_jitter, grey, 0.0)
+        self.blur = view_settings(image_size // 2, (1.0, 1.0), 0.0, 0.0, blur) if blur else None
         channels = channels or grid.channels
         self.backbone = backbone
         self.to_field = nn.Linear(grid.channels, channels)
@@ -126,7 +127,7 @@ class HeatJEPA(Objective):
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss, how well quarters agree, the visible field (4 B, C, n, 1)."""
         visible = self.some_of(self.quarters(len(images), images.device))
-        values = self.encode(self.recoloured(images), visible)
+        values = self.encode(self.recoloured(self.cut(self.blurred(images), visible)), visible)
         at_rest = self.to_rest(values, visible).mean(dim=1).unflatten(0, (4, -1))  # 4 B C: what each quarter says
         parts = at_rest.unflatten(1, (-1, self.crops)).transpose(1, 2).flatten(0, 1)  # those of one image: 4 K B/K C
         logs = {"similarity/quarters": agreement(parts).detach()}
@@ -152,16 +153,28 @@ class HeatJEPA(Objective):
         order = torch.rand(quarters.shape, device=quarters.device).argsort(dim=1)
         return quarters.gather(1, order[:, : self.visible])
 
-    def recoloured(self, images: Tensor) -> Tensor:
-        """Each quarter in colours of its own: (B, 3, S, S) -> same."""
+    def blurred(self, images: Tensor) -> Tensor:
+        """Each quarter blurred on its own, where that is asked for: (B, 3, S, S) -> same."""
+        if self.blur is None:
+            return images
         half = (images.shape[2] // 2, images.shape[3] // 2)
         apart = images.unflatten(3, (2, half[1])).unflatten(2, (2, half[0])).permute(2, 4, 0, 1, 3, 5)
-        changed = recolour(apart.flatten(0, 2), self.colours, self.mean, self.std)
+        changed = recolour(apart.flatten(0, 2), self.blur, self.mean, self.std)
         return changed.view(apart.shape).permute(2, 3, 0, 4, 1, 5).reshape(images.shape)
 
-    def encode(self, images: Tensor, visible: Tensor) -> Tensor:
-        """The field of each quarter, encoded without the others: (B, 3, S, S), (4 B, n) -> (4 B, n, C)."""
-        return self.to_field(encode_visible(self.backbone, images.repeat(4, 1, 1, 1), visible))
+    def cut(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Pixels of the patches that each quarter shows: (B, 3, S, S), (4 B, n) -> (4 B, n, 3, p, p)."""
+        return cut_patches(images, visible, (self.patch, self.patch))
+
+    def recoloured(self, patches: Tensor) -> Tensor:
+        """Each quarter in colours of its own: patches (4 B, n, 3, p, p) -> same. What is not shown costs nothing."""
+        strips = patches.transpose(1, 2).flatten(2, 3)
+        changed = recolour(strips, self.colours, self.mean, self.std)
+        return changed.unflatten(2, patches.shape[1:4:2]).transpose(1, 2)
+
+    def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """The field of each quarter, encoded without the others: (4 B, n, 3, p, p), (4 B, n) -> (4 B, n, C)."""
+        return self.to_field(encode_visible(self.backbone, patches, visible))
 
     def to_rest(self, values: Tensor, index: Tensor) -> Tensor:
         """Values (B, n, C) at patches (B, n) in the law's frame of rest, (B, n, C): without a law, as they are."""
@@ -202,7 +215,9 @@ class HeatJEPA(Objective):
         rest, mean over channels: what a quarter could not have told the others.
         """
         visible = self.quarters(len(images), images.device)
-        at_rest = self.to_rest(self.encode(images, visible), visible).unflatten(0, (4, -1))  # 4 B n C
+        at_rest = self.to_rest(self.encode(self.cut(images, visible), visible), visible).unflatten(
+            0, (4, -1)
+        )  # 4 B n C
         distance = (at_rest - at_rest.mean(dim=(0, 2), keepdim=True)).square().mean(dim=3)
         residual = torch.zeros(len(images), self.grid[0] * self.grid[1], device=images.device)
         residual.scatter_(1, torch.cat(visible.chunk(4), dim=1), torch.cat(distance.unbind(), dim=1).to(residual))

@@ -31,10 +31,10 @@ def test_no_quarter_sees_another():
     objective = tiny().eval()
     images = torch.randn(2, 3, 32, 32)
     visible = objective.quarters(2, images.device)
-    before = objective.encode(images, visible)
+    before = objective.encode(objective.cut(images, visible), visible)
     changed = images.clone()
     changed[..., 16:, 16:] = torch.randn(2, 3, 16, 16)  # the last quarter
-    after = objective.encode(changed, visible)
+    after = objective.encode(objective.cut(changed, visible), visible)
     assert torch.equal(before[:6], after[:6])
     assert not torch.equal(before[6:], after[6:])
 
@@ -57,18 +57,28 @@ def test_each_quarter_gets_colours_of_its_own_and_stays_in_its_place():
     objective = tiny(colour_jitter=0.0, grey=0.5)
     torch.manual_seed(1)
     images = torch.randn(16, 3, 32, 32).clamp(-1, 1)
-    changed = objective.recoloured(images)
-    assert changed.shape == images.shape
-    kept = 0
-    for row in (0, 16):
-        for column in (0, 16):
-            quarter = (..., slice(row, row + 16), slice(column, column + 16))
-            same = (changed[quarter] - images[quarter]).abs().amax(dim=(1, 2, 3)) < 1e-5
-            kept += same.int()
-    assert 0 < kept.float().mean() < 4
-    assert len(set(kept.tolist())) > 1
-    untouched = tiny(colour_jitter=0.0, grey=0.0).recoloured(images)
-    torch.testing.assert_close(untouched, images, rtol=1e-5, atol=1e-5)
+    patches = objective.cut(images, objective.quarters(16, images.device))
+    torch.testing.assert_close(patches[0, 1], images[0, :, 0:8, 8:16])  # the second patch of the first quarter
+    torch.testing.assert_close(patches[3 * 16 + 5, 0], images[5, :, 16:24, 16:24])
+    changed = objective.recoloured(patches)
+    assert changed.shape == patches.shape
+    kept = ((changed - patches).abs().amax(dim=(2, 3, 4)) < 1e-5).unflatten(0, (4, 16))  # 4 B n
+    assert (kept.all(dim=2) == kept.any(dim=2)).all(), "the patches of a quarter change together"
+    assert 0 < kept.float().mean() < 1
+    assert len(set(kept[..., 0].sum(dim=0).tolist())) > 1
+    untouched = tiny(colour_jitter=0.0, grey=0.0).recoloured(patches)
+    torch.testing.assert_close(untouched, patches, rtol=1e-5, atol=1e-5)
+
+
+def test_a_blur_stays_within_its_quarter():
+    objective = tiny(blur=1.0)
+    images = torch.zeros(2, 3, 32, 32)
+    images[..., :16, :16] = 1.0  # the first quarter, even: nothing in it to blur
+    torch.manual_seed(0)
+    torch.testing.assert_close(objective.blurred(images), images, rtol=1e-4, atol=1e-4)
+    noise = torch.randn(2, 3, 32, 32).clamp(-1, 1)
+    assert objective.blurred(noise).diff(dim=3).abs().mean() < 0.9 * noise.diff(dim=3).abs().mean()
+    assert torch.equal(tiny().blurred(noise), noise)
 
 
 def test_a_field_that_obeys_the_law_agrees_perfectly_and_without_transport_does_not():
@@ -112,7 +122,10 @@ def test_quarters_of_all_crops_of_an_image_are_its_parts(transport):
     with torch.no_grad():
         outputs = objective(images)
         visible = objective.quarters(6, images.device)
-        at_rest = objective.to_rest(objective.encode(objective.recoloured(images), visible), visible).mean(dim=1)
+        at_rest = objective.to_rest(
+            objective.encode(objective.recoloured(objective.cut(images, visible)), visible), visible
+        )
+        at_rest = at_rest.mean(dim=1)
         parts = [
             torch.stack([at_rest[quarter * 6 + image * 3 + crop] for image in range(2)])
             for crop in range(3)
