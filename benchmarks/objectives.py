@@ -70,8 +70,8 @@ QUARTERS = ["objective=heat_jepa", "objective.crops=2", "objective.temperature=0
 EVALUATIONS = (("probe",), ("knn",), ("probe", "head=attentive"), ("probe", "head=block"))
 METRICS = {"linear": "linear", "knn": "kNN", "attentive": "attentive", "block": "one block"}
 OBJECTIVES: dict[str, list[str]] = {
-    "heat_jepa": [*QUARTERS, "objective.transport=false"],
-    "heat_jepa, transport": [*QUARTERS, "objective.transport=true"],
+    "heat_jepa": [*QUARTERS, "objective.transport=false", "objective.visible_ratio=0.25"],
+    "heat_jepa, transport": [*QUARTERS, "objective.transport=true", "objective.visible_ratio=0.25"],
     "heat_completion": ["objective=heat_completion"],
     "heat_completion, no transport": ["objective=heat_completion", "objective.transport=false"],
     "qb_heat": ["objective=qb_heat", "objective.visible_weight=1.0"],

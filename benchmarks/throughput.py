@@ -35,7 +35,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "qb_heat": {"name": "qb_heat"},
     "finola": {"name": "finola"},
     "heat_jepa": {"name": "heat_jepa"},
-    "heat_jepa, visible_ratio=0.25": {"name": "heat_jepa", "visible_ratio": 0.25},
+    "heat_jepa, visible_ratio=0.375": {"name": "heat_jepa", "visible_ratio": 0.375},
     "simmim": {"name": "simmim"},
     "simclr": {"name": "simclr"},
     "lejepa": {"name": "lejepa"},

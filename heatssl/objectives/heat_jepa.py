@@ -76,7 +76,7 @@ class HeatJEPA(Objective):
         image_size: int,
         *,
         against_collapse: AgainstCollapse = "contrast",
-        visible_ratio: float = 0.375,
+        visible_ratio: float = 0.25,
         crops: int = 2,
         transport: bool = False,
         channels: int | None = None,
