@@ -45,6 +45,7 @@ bench-throughput: $(VENV)/.installed-dev ## training steps of every objective at
 
 bench-backbones: $(VENV)/.installed-dev ## GAU, FLASH, RoFormerV2 and ViT at 49 to 16,384 tokens, on a CPU to 1,024: about 10 minutes
 	$(BIN)/python benchmarks/backbones.py
+	$(BIN)/python benchmarks/attention.py
 
 bench-eval: $(VENV)/.installed-dev ## the linear probe beside scikit-learn's on 50,000 features: about 5 minutes
 	$(BIN)/python benchmarks/evaluation.py
