@@ -18,9 +18,9 @@ AttentionBackend = Literal["auto", "eager", "sdpa", "triton"]
 _HAS_TRITON = find_spec("triton") is not None
 _WIDEST = 256  # queries that the Triton kernels hold whole
 _MANY = 128  # tokens from which torch's own attention is the faster one on a CPU
-# Tokens up to which an H200 is faster with the weights in memory, where one head's are small: for ``small`` a sixth of
-# what else is kept of a layer at 1,024 tokens, two thirds at 4,096. Triton keeps none (docs/backbones.md).
-_FEW = 1024
+# Tokens for each channel of the values up to which weights are kept on CUDA, which is the faster way: 1,152 tokens at
+# ``small``, a fifth of what else is kept of a layer. Triton keeps none (docs/backbones.md).
+_KEPT = 1.5
 
 
 def attention(
@@ -46,7 +46,8 @@ def attention(
         divisor: c, for ``relu2``.
         valid: broadcasting with (..., 1, n), bool, False for keys that are padding; None: all are there.
         backend: ``auto`` takes torch's fused attention where that is faster and expresses the same (softmax, values as
-            wide as keys, no padding), Triton on CUDA for more than 1,024 tokens, and else the eager reference.
+            wide as keys, no padding), Triton on CUDA where tokens are more than 1.5 times the values' channels, and
+            else the eager reference.
 
     Returns:
         (..., n, e), zero where there is no valid key.
@@ -59,7 +60,7 @@ def attention(
         if chosen == "triton":
             return _by_triton(query, key, value, gate, activation, factor, divisor, valid)
         if chosen == "sdpa":
-            scaled = query * factor.to(query.dtype)
+            scaled = query * _factor(query, activation, factor, divisor)
             attended = F.scaled_dot_product_attention(scaled, key, value, scale=1.0)
             return attended if gate is None else gate * attended
     # Queries take the factor, which the pairs would need a pass for.
@@ -111,7 +112,8 @@ def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None,
     if expressible and is_square and (query.is_cuda or query.shape[-2] >= _MANY):
         return "sdpa"
     fits = query.shape[-1] <= _WIDEST and query.dtype != torch.float64
-    return "triton" if query.is_cuda and _HAS_TRITON and fits and query.shape[-2] > _FEW else "eager"
+    is_long = query.shape[-2] > _KEPT * value.shape[-1]
+    return "triton" if query.is_cuda and _HAS_TRITON and fits and is_long else "eager"
 
 
 def _by_triton(
