@@ -215,9 +215,8 @@ class HeatJEPA(Objective):
         rest, mean over channels: what a quarter could not have told the others.
         """
         visible = self.quarters(len(images), images.device)
-        at_rest = self.to_rest(self.encode(self.cut(images, visible), visible), visible).unflatten(
-            0, (4, -1)
-        )  # 4 B n C
+        values = self.encode(self.cut(images, visible), visible)
+        at_rest = self.to_rest(values, visible).unflatten(0, (4, -1))  # 4 B n C
         distance = (at_rest - at_rest.mean(dim=(0, 2), keepdim=True)).square().mean(dim=3)
         residual = torch.zeros(len(images), self.grid[0] * self.grid[1], device=images.device)
         residual.scatter_(1, torch.cat(visible.chunk(4), dim=1), torch.cat(distance.unbind(), dim=1).to(residual))
