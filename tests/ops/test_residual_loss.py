@@ -270,14 +270,16 @@ import pathlib, sys, torch
 sys.path.insert(0, str(pathlib.Path({folder!r})))
 from test_residual_loss import LAYOUTS, SKEWED, TOLERANCE, check_backend
 contiguous, channels_last = LAYOUTS
-for boundary, layout, shape in [
-    ("interior", contiguous, (1, 1, 17, 16)),  # more than one tile of positions
-    ("interior", channels_last, (1, 66, 3, 3)),  # and of channels
-    ("reflect", contiguous, (1, 1, 4, 3)),
+cases = [
+    ("interior", contiguous, (1, 1, 17, 16)),  # several lanes, the rows in parts
+    ("interior", channels_last, (1, 130, 3, 3)),  # several programs of channels
+    ("replicate", contiguous, (1, 1, 3, 6)),  # columns in pairs, and the last lane with one pair
+    ("reflect", contiguous, (1, 2, 5, 4)),
+    ("reflect", contiguous, (1, 1, 4, 3)),  # a last column on its own
     ("replicate", channels_last, (1, 2, 2, 3)),
-]:
-    if {interior} and boundary != "interior":
-        continue
+    ("replicate", contiguous, (1, 1, 1, 1)),
+]
+for boundary, layout, shape in cases[: {first}]:
     z = torch.randn(shape).to({dtype}).to(memory_format=layout)
     check_backend("triton", z, SKEWED, boundary, TOLERANCE[z.dtype])
 print("checked")
@@ -285,17 +287,17 @@ print("checked")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "interior"),
+    ("dtype", "first"),
     [
-        ("torch.float32", True),
+        ("torch.float32", 3),
         *(
-            pytest.param(f"torch.{name}", False, marks=pytest.mark.slow)
+            pytest.param(f"torch.{name}", None, marks=pytest.mark.slow)
             for name in ("float32", "bfloat16", "float16", "float64")
         ),
     ],
 )
-def test_triton_in_its_interpreter(dtype, interior, in_the_interpreter):
-    in_the_interpreter(IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), dtype=dtype, interior=interior))
+def test_triton_in_its_interpreter(dtype, first, in_the_interpreter):
+    in_the_interpreter(IN_THE_INTERPRETER.format(folder=str(Path(__file__).parent), dtype=dtype, first=first))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -304,5 +306,7 @@ def test_triton_in_its_interpreter(dtype, interior, in_the_interpreter):
 def test_triton_on_a_gpu(dtype, layout):
     pytest.importorskip("triton")
     z = torch.randn(2, 70, 17, 16, device="cuda").to(dtype).to(memory_format=layout)
+    at_odd_places = torch.randn(2, 3, 17, 18, device="cuda").to(dtype)[..., 1:17]  # no two columns in one word
     for boundary in ("interior", "replicate", "reflect"):
         check_backend("triton", z, SKEWED.cuda(), boundary, TOLERANCE[dtype])
+        check_backend("triton", at_odd_places, SKEWED.cuda(), boundary, TOLERANCE[dtype])
