@@ -41,9 +41,16 @@ def main() -> None:
     for tokens in settings.tokens or ([49, 196, 1024, 4096, 16384] if is_gpu else [49, 196, 1024]):
         batch = max(1, (settings.batch_tokens or (65536 if is_gpu else 1024)) // tokens)
         rows += measure(ways(batch, tokens, device), tokens, batch, settings.repeats, device)
-    versions = {"torch": torch.__version__}
-    record = {"hardware": hardware(device), "seed": 0, "repeats": settings.repeats, "commit": commit(), **versions}
-    print(f"-> {write_record(RESULTS, record | {'rows': rows})}")
+    record = {
+        "hardware": hardware(device),
+        "seed": 0,
+        "repeats": settings.repeats,
+        "torch": torch.__version__,
+        "commit": commit(),
+        "rows": rows,
+    }
+    path = write_record(RESULTS, record)
+    print(f"-> {path}")
 
 
 def ways(batch: int, tokens: int, device: torch.device) -> dict[str, Way]:
@@ -69,19 +76,13 @@ def measure(
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
     for _ in range(repeats + 1):
         for name, (compute, leaves) in compared.items():
-            times[name].append(
-                (seconds(without_gradients(compute), device), seconds(backward(compute, leaves), device))
-            )
+            times[name].append((seconds(torch.no_grad()(compute), device), seconds(backward(compute, leaves), device)))
     rows = []
     for name, pairs in times.items():
         forward, both = (round(1e3 * median(column), 3) for column in zip(*pairs[1:], strict=True))
         rows.append({"tokens": tokens, "batch": batch, "way": name, "forward_ms": forward, "with_backward_ms": both})
         print(f"{tokens:6} tokens, {name:16} forward {forward:9.3f} ms, with backward {both:9.3f} ms", flush=True)
     return rows
-
-
-def without_gradients(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return torch.no_grad()(compute)
 
 
 def backward(compute: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], None]:
