@@ -50,7 +50,8 @@ def check_backend(backend, activation, shape, dtype, *, gated=True, masked=True,
     assert results[1][0].dtype == dtype
     for expected, found in zip(*results, strict=True):
         assert found.isfinite().all()
-        tolerance = TOLERANCE[dtype] * (1 if device == "cpu" else 2)  # a GPU's powers of two are a little less exact
+        # A GPU gets sums of hundreds, over which the eager form in float32 is 5e-6 off by itself.
+        tolerance = TOLERANCE[dtype] * (1 if device == "cpu" else 5)
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
