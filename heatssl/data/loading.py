@@ -4,6 +4,7 @@ What a training batch holds depends only on (seed, step, rank, world) and the da
 step k meets the batches it would have met, whatever its number of workers.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -181,7 +182,13 @@ def _loader(views: _Views, batches: Sampler[list[_View]], workers: int) -> "Data
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers > 0 else None,
+        worker_init_fn=_leave_stopping_to_the_run,
     )
+
+
+def _leave_stopping_to_the_run(_: int) -> None:
+    """Schedulers send SIGTERM to every process of a job: a worker that died of it would take the last step along."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

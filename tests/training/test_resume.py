@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,24 @@ def test_workers_do_not_change_the_run(make_config: MakeConfig) -> None:
 def test_steps_and_processes_share_no_random_numbers() -> None:
     seeds = {step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)}
     assert len(seeds) == 3 * 50 * 4
+
+
+def test_a_signal_to_all_processes_of_a_job_is_one_to_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    """As a scheduler sends it: data workers that died of it would take the last step, and its checkpoint, along."""
+    config = make_config("job", steps=100_000, workers=2, knn_every=0)
+    save_config(config, tmp_path / "asked.yaml")
+    program = (
+        "import sys; from heatssl.config_file import load_config; from heatssl.training import pretrain\n"
+        "pretrain(load_config(sys.argv[1]))"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "asked.yaml")]
+    job = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    written = Path(config.output) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (written.exists() and written.read_text()) and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(job.pid, signal.SIGTERM)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 143, output
+    assert "stopped at step" in output
+    assert (Path(config.output) / "checkpoints/last.ckpt").exists()
