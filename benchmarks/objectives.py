@@ -104,6 +104,9 @@ def main() -> None:
     parser.add_argument("--side-by-side", type=int, default=1, help="runs that share the GPU, for the record")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
+    missing = set(arguments.encoders) - set(SMALL)
+    if arguments.accelerator == "gpu" and missing:
+        parser.error(f"Benchmark B has no encoder {', '.join(sorted(missing))}: choose {' or '.join(SMALL)}")
     if not arguments.table:
         for seed in arguments.seeds:
             for encoder, name in itertools.product(arguments.encoders, arguments.objectives):

@@ -10,6 +10,8 @@ import torch
 from timm.optim.muon import muon
 from torch import Tensor
 
+SETTINGS = set(inspect.signature(muon).parameters) - {"params"}  # of a group: what timm's function takes of it
+
 
 class StackedMuon(timm.optim.Muon):
     """The same steps as timm's, within rounding; groups marked ``use_fallback`` are left to it, as AdamW's.
@@ -52,8 +54,8 @@ class StackedMuon(timm.optim.Muon):
         buffers = [state["momentum_buffer"] for state in states]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         stacks = [torch.stack(tensors).permute(1, 2, 0) for tensors in (parameters, gradients, buffers)]
-        known = set(inspect.signature(muon).parameters) & set(group) - {"params"}
-        settings = {name: group[name] for name in known} | {"conv_mode": "batched", "normalize_spatial": False}
+        settings = {name: group[name] for name in SETTINGS if name in group}
+        settings |= {"conv_mode": "batched", "normalize_spatial": False}
         muon(*([stack] for stack in stacks), **settings)
         for tensors, stack in ((parameters, stacks[0]), (buffers, stacks[2])):
             torch._foreach_copy_(tensors, list(stack.unbind(-1)))
