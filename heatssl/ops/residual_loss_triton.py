@@ -1,11 +1,8 @@
-"""The residual loss in Triton: forward reads z once; backward reads z once and writes the gradient once.
+"""The residual loss on a GPU: forward reads z once; backward reads z once and writes the gradient once.
 
-A lane walks down the rows of a field with a few columns, so that a value is loaded for its own row and never again for
-those above and below: each row is added to the responses of three rows, and each response, when it is complete, to the
-gradients of three. Neighbouring lanes read neighbouring memory in both layouts: columns where a field is contiguous,
-channels in channels_last. Responses live in registers only.
-
-Runs without a GPU under ``TRITON_INTERPRET=1``, set before Triton is imported.
+Two pairs of kernels: one takes a contiguous field without a boundary as one long line (`residual_loss_flat.py`), the
+other walks down the rows of any field (`residual_loss_rows.py`). Both run without a GPU under ``TRITON_INTERPRET=1``,
+set before Triton is imported.
 """
 
 from functools import lru_cache
@@ -15,15 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from heatssl.ops import residual_loss_flat as flat
+from heatssl.ops import residual_loss_rows as rows
 from heatssl.ops.stencil import Boundary, Weights, accumulator, responses
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
     raise ImportError(f"Triton {triton.__version__} has no tuples: 3.3, which comes with torch 2.7, has")
 
 _BOUNDARIES = {"interior": 0, "replicate": 1, "reflect": 2}  # also how far inside stands what replaces a neighbour
-_COLUMNS = tl.constexpr(4)  # of a lane, even: of 1, 2 and 4 the fastest on an H200 (docs/ops.md)
 _LANES = 128  # of a program of four warps, one for each thread
+_CHANNELS = 32  # of these beside each other in channels_last: neighbouring columns are then of the same program
 _PROGRAMS = 1024  # fewer leave a GPU idle: then the rows are divided as well
+_STEPS = 8  # of a program that takes a field as a line, each of _LANES quads
+_WIDEST = 64  # beyond, the rows above and below a program's own are no longer in the first cache
 
 
 def loss(z: Tensor, weights: Weights, boundary: Boundary) -> Tensor:
@@ -43,15 +44,24 @@ def gradient(z: Tensor, weights: Weights, boundary: Boundary, upstream: Tensor) 
     """``upstream`` (scalar) times the gradient of :func:`loss`: like z in shape, type and layout."""
     result = torch.empty_like(z)
     scale = (upstream.to(accumulator(z.dtype)) * (2 / responses(z, boundary))).reshape(1)
+    if _is_line(z, boundary) and _is_line(result, boundary):
+        arguments, settings = _line(z, weights)
+        flat.gradient_kernel[_programs(z)](z, result, scale, *arguments, **settings)
+        return result
     grid, settings = _settings(z, weights, boundary, paired=_has_pairs(z) and _has_pairs(result))
-    _gradient_kernel[grid](z, result, scale, *_arguments(z, weights, grid), *result.stride(), **settings)
+    rows.gradient_kernel[grid](z, result, scale, *_arguments(z, weights, grid), *result.stride(), **settings)
     return result
 
 
 def _forward(z: Tensor, weights: Weights, boundary: Boundary, residual: Tensor | None) -> Tensor:
+    if residual is None and _is_line(z, boundary):
+        arguments, settings = _line(z, weights)
+        sums = torch.empty(_programs(z), dtype=accumulator(z.dtype), device=z.device)
+        flat.loss_kernel[_programs(z)](z, sums, *arguments, **settings)
+        return sums.sum() / responses(z, boundary)
     grid, settings = _settings(z, weights, boundary, paired=_has_pairs(z))
     sums = torch.empty(grid, dtype=accumulator(z.dtype), device=z.device)  # one each: the same sum in every run
-    _loss_kernel[grid](
+    rows.loss_kernel[grid](
         z,
         sums,
         sums if residual is None else residual,
@@ -67,22 +77,62 @@ def _settings(
 ) -> tuple[tuple[int, int, int], dict[str, object]]:
     """Grid, by lanes, channels and parts of the rows, and what a kernel is compiled for."""
     images, channels, height, width = z.shape
-    lanes = images * triton.cdiv(width, _COLUMNS.value)
+    lanes = images * triton.cdiv(width, rows.COLUMNS.value)
     together = 1
     if z.stride(3) == 1:
         lanes *= channels
     else:
-        together = min(_LANES, triton.next_power_of_2(channels))
+        together = min(_CHANNELS, triton.next_power_of_2(channels))
     programs = triton.cdiv(lanes, _LANES // together), triton.cdiv(channels, together) if together > 1 else 1
     parts = max(1, min(_PROGRAMS // (programs[0] * programs[1]), height // 8))
     return (*programs, parts), {
-        "NONZERO": sum(1 << (3 * i + j) for i in range(3) for j in range(3) if weights[i][j]),
+        **_common(z, weights),
         "BOUNDARY": _BOUNDARIES[boundary],
-        "WIDE": tl.float64 if z.dtype == torch.float64 else tl.float32,
         "LANES": _LANES // together,
         "CHANNELS": together,
         "PAIR": 2 * z.element_size() if paired else 0,
     }
+
+
+def _common(z: Tensor, weights: Weights) -> dict[str, object]:
+    return {
+        "NONZERO": sum(1 << (3 * i + j) for i in range(3) for j in range(3) if weights[i][j]),
+        "WIDE": tl.float64 if z.dtype == torch.float64 else tl.float32,
+    }
+
+
+def _is_line(z: Tensor, boundary: Boundary) -> bool:
+    """Whether z can be taken as one line of quads."""
+    quads = z.is_contiguous() and z.numel() % flat.QUAD == 0 and z.data_ptr() % (flat.QUAD * z.element_size()) == 0
+    return boundary == "interior" and quads and z.shape[3] <= _WIDEST and z.numel() < 2**33
+
+
+def _programs(z: Tensor) -> tuple[int]:
+    return (triton.cdiv(z.numel(), flat.QUAD * _LANES * _STEPS),)
+
+
+def _line(z: Tensor, weights: Weights) -> tuple[tuple[object, ...], dict[str, object]]:
+    """What the kernels of a line take, and are compiled for."""
+    height, width = z.shape[2:]
+    table = _on_device(weights, accumulator(z.dtype), z.device)
+    arguments = (table, _valid(height, width, z.device), z.numel() // flat.QUAD)
+    return arguments, {
+        **_common(z, weights),
+        "WIDTH": width,
+        "PERIOD": height * width,
+        "LANES": _LANES,
+        "STEPS": _STEPS,
+    }
+
+
+@lru_cache(maxsize=32)
+def _valid(height: int, width: int, device: torch.device) -> Tensor:
+    """Which positions about each have a response: bit 6 i + j for i - 1 rows below and j - 1 columns to the right."""
+    inside = torch.zeros(height, width, dtype=torch.int32)
+    inside[1:-1, 1:-1] = 1
+    line = inside.flatten()
+    shifted = [line.roll(-(row * width + column)) for row in (-1, 0, 1) for column in range(-1, flat.QUAD + 1)]
+    return sum((bit << i for i, bit in enumerate(shifted)), torch.zeros_like(line)).to(device)
 
 
 def _has_pairs(field: Tensor) -> bool:
@@ -103,208 +153,3 @@ def _arguments(z: Tensor, weights: Weights, grid: tuple[int, int, int]) -> tuple
 def _on_device(weights: Weights, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Kept, for to send nine numbers takes longer than to sweep a small field."""
     return torch.tensor(weights, dtype=dtype).flatten().to(device)
-
-
-@triton.jit
-def _inside(index, size, BOUNDARY: tl.constexpr):
-    """The position that stands in for one up to a step outside."""
-    if BOUNDARY == 2:
-        index = tl.abs(index)
-        index = tl.where(index < size, index, 2 * size - 2 - index)
-    return tl.minimum(tl.maximum(index, 0), size - 1)
-
-
-@triton.jit
-def _lanes(images, channels, width, LANES: tl.constexpr, CHANNELS: tl.constexpr):
-    """Image, channel and first column of each lane, (LANES, CHANNELS), and which exist; the others repeat the last."""
-    across = tl.cdiv(width, _COLUMNS)
-    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]
-    field = lane // across
-    if CHANNELS == 1:
-        there = field < images * channels
-        field = tl.minimum(field, images * channels - 1)
-        image, channel = field // channels, field % channels
-    else:
-        channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-        there = (field < images) & (channel < channels)
-        image, channel = tl.minimum(field, images - 1), tl.minimum(channel, channels - 1)
-    return image.to(tl.int64), channel.to(tl.int64), lane % across * _COLUMNS, there
-
-
-@triton.jit
-def _pair(row, x, PAIR: tl.constexpr):
-    """Pointers to columns x and x + 1, in one word of PAIR bytes."""
-    places = row[:, :, None] + (x[:, :, None] + tl.arange(0, 2)[None, None, :])
-    return tl.max_contiguous(tl.multiple_of(places, (1, 1, PAIR)), (1, 1, 2))
-
-
-@triton.jit
-def _load_pair(row, x, width, step_x, PAIR: tl.constexpr, WIDE: tl.constexpr):
-    """Columns x and x + 1 of a row, zero outside."""
-    if PAIR:
-        inside = (x >= 0) & (x < width)
-        mask = tl.broadcast_to(inside[:, :, None], inside.shape[0], inside.shape[1], 2)
-        one, two = tl.split(tl.load(_pair(row, x, PAIR), mask=mask, other=0.0))
-    else:
-        one = tl.load(row + x * step_x, mask=(x >= 0) & (x < width), other=0.0)
-        two = tl.load(row + (x + 1) * step_x, mask=(x >= -1) & (x + 1 < width), other=0.0)
-    return one.to(WIDE), two.to(WIDE)
-
-
-@triton.jit
-def _store_pair(row, x, width, step_x, there, one, two, PAIR: tl.constexpr):
-    one, two = one.to(row.dtype.element_ty), two.to(row.dtype.element_ty)
-    if PAIR:
-        inside = there & (x < width)
-        mask = tl.broadcast_to(inside[:, :, None], inside.shape[0], inside.shape[1], 2)
-        tl.store(_pair(row, x, PAIR), tl.join(one, two), mask=mask)
-    else:
-        tl.store(row + x * step_x, one, mask=there & (x < width))
-        tl.store(row + (x + 1) * step_x, two, mask=there & (x + 1 < width))
-
-
-@triton.jit
-def _columns(row, x, width, step_x, BOUNDARY: tl.constexpr, PAIR: tl.constexpr, WIDE: tl.constexpr):
-    """Columns from x - 2 to two behind the lane's own; a step outside what stands in, farther out no matter what."""
-    columns = ()
-    for i in tl.static_range(0, _COLUMNS + 4, 2):
-        columns = columns + _load_pair(row, x + i - 2, width, step_x, PAIR, WIDE)
-    if BOUNDARY != 0:
-        mended = (columns[0], tl.where(x == 0, columns[1 + BOUNDARY], columns[1]), columns[2])
-        for i in tl.static_range(3, _COLUMNS + 4):
-            mended = mended + (tl.where(x + i - 2 == width, mended[i - BOUNDARY], columns[i]),)
-        columns = mended
-    return columns
-
-
-@triton.jit
-def _weigh(weights, ROW: tl.constexpr, columns, sums, FIRST: tl.constexpr, COUNT: tl.constexpr, NONZERO: tl.constexpr):
-    """Responses of one row of the stencil, the leftmost neighbour of the first in column FIRST, added to ``sums``."""
-    added = ()
-    for i in tl.static_range(COUNT):
-        total = sums[i]
-        for j in tl.static_range(3):
-            if (NONZERO >> (3 * ROW + j)) & 1:
-                total += weights[3 * ROW + j] * columns[FIRST + i + j]
-        added = added + (total,)
-    return added
-
-
-@triton.jit
-def _spread(
-    weights, ROW: tl.constexpr, responses, sums, x, width, BOUNDARY: tl.constexpr, NONZERO: tl.constexpr
-):  # fmt: skip
-    """The adjoint of :func:`_weigh`: what each column gets of the responses in it and beside it, added to ``sums``."""
-    added = ()
-    for i in tl.static_range(_COLUMNS):
-        total = sums[i]
-        for j in tl.static_range(3):
-            if (NONZERO >> (3 * ROW + 2 - j)) & 1:
-                total += weights[3 * ROW + 2 - j] * responses[i + j]
-        if BOUNDARY != 0:  # and of those that read it in place of a neighbour outside
-            if i + 1 == BOUNDARY:
-                total += tl.where(x == 0, weights[3 * ROW] * responses[1], 0.0)
-            total += tl.where(x + i == width - BOUNDARY, weights[3 * ROW + 2] * responses[i + BOUNDARY], 0.0)
-        added = added + (total,)
-    return added
-
-
-@triton.jit
-def _plus(a, b, condition):
-    """a, and b where the condition holds."""
-    added = ()
-    for i in tl.static_range(_COLUMNS):
-        added = added + (a[i] + tl.where(condition, b[i], 0.0),)
-    return added
-
-
-@triton.jit
-def _table(weights):
-    row_0 = (tl.load(weights), tl.load(weights + 1), tl.load(weights + 2))
-    row_1 = (tl.load(weights + 3), tl.load(weights + 4), tl.load(weights + 5))
-    return row_0 + row_1 + (tl.load(weights + 6), tl.load(weights + 7), tl.load(weights + 8))
-
-
-@triton.jit
-def _loss_kernel(
-    z, sums, residual, weights, images, channels, height, width, rows, step_b, step_c, step_y, step_x,
-    WITH_MAP: tl.constexpr, NONZERO: tl.constexpr, BOUNDARY: tl.constexpr, WIDE: tl.constexpr,
-    LANES: tl.constexpr, CHANNELS: tl.constexpr, PAIR: tl.constexpr,
-):  # fmt: skip
-    rim: tl.constexpr = 1 if BOUNDARY == 0 else 0
-    image, channel, x, there = _lanes(images, channels, width, LANES, CHANNELS)
-    field = z + image * step_b + channel * step_c
-    weights = _table(weights)
-    zero = tl.zeros(there.shape, WIDE)
-    here, below, total = (zero,) * _COLUMNS, (zero,) * _COLUMNS, (zero,) * _COLUMNS
-    start = tl.program_id(2) * rows + rim
-    end = tl.minimum(start + rows, height - rim)
-    for n in range(start - 1, end + 1):
-        row = field + _inside(n, height, BOUNDARY) * step_y
-        columns = _columns(row, x, width, step_x, BOUNDARY, PAIR, WIDE)
-        above = _weigh(weights, 2, columns, here, 1, _COLUMNS, NONZERO)  # row n - 1 is complete with row n
-        here = _weigh(weights, 1, columns, below, 1, _COLUMNS, NONZERO)
-        below = _weigh(weights, 0, columns, (zero,) * _COLUMNS, 1, _COLUMNS, NONZERO)
-        if n > start:
-            squared = ()
-            for i in tl.static_range(_COLUMNS):
-                squared = squared + (total[i] + above[i] * above[i],)
-                if WITH_MAP:
-                    valid = there & (x + i >= rim) & (x + i < width - rim)
-                    mean = tl.sum(tl.where(valid, above[i] * above[i], 0.0), axis=1, keep_dims=True) / channels
-                    place = (image * height + n - 1) * width + x + i
-                    tl.atomic_add(residual + place, mean, mask=x + i < width)
-            total = squared
-    everything = zero
-    for i in tl.static_range(_COLUMNS):
-        everything += tl.where(there & (x + i >= rim) & (x + i < width - rim), total[i], 0.0)
-    program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
-    tl.store(sums + program, tl.sum(everything))
-
-
-@triton.jit
-def _gradient_kernel(
-    z, gradient, scale, weights, images, channels, height, width, rows, step_b, step_c, step_y, step_x,
-    out_b, out_c, out_y, out_x,
-    NONZERO: tl.constexpr, BOUNDARY: tl.constexpr, WIDE: tl.constexpr,
-    LANES: tl.constexpr, CHANNELS: tl.constexpr, PAIR: tl.constexpr,
-):  # fmt: skip
-    rim: tl.constexpr = 1 if BOUNDARY == 0 else 0
-    image, channel, x, there = _lanes(images, channels, width, LANES, CHANNELS)
-    field = z + image * step_b + channel * step_c
-    out = gradient + image * out_b + channel * out_c
-    weights, factor = _table(weights), tl.load(scale)
-    keep = ()  # of a response: the factor, or nothing outside
-    for i in tl.static_range(_COLUMNS + 2):
-        keep = keep + (tl.where((x + i - 1 >= rim) & (x + i - 1 < width - rim), factor, 0.0),)
-    zero = tl.zeros(there.shape, WIDE)
-    nothing = (zero,) * _COLUMNS
-    here, below = (zero,) * (_COLUMNS + 2), (zero,) * (_COLUMNS + 2)
-    before, at = nothing, nothing  # gradients of rows n - 2 and n - 1, so far
-    start = tl.program_id(2) * rows
-    end = tl.minimum(start + rows, height)
-    for n in range(tl.maximum(start - 2, rim - 1), end + 2):
-        row = field + _inside(n, height, BOUNDARY) * step_y
-        columns = _columns(row, x, width, step_x, BOUNDARY, PAIR, WIDE)
-        above = _weigh(weights, 2, columns, here, 0, _COLUMNS + 2, NONZERO)  # row n - 1 is complete with row n
-        here = _weigh(weights, 1, columns, below, 0, _COLUMNS + 2, NONZERO)
-        below = _weigh(weights, 0, columns, (zero,) * (_COLUMNS + 2), 0, _COLUMNS + 2, NONZERO)
-        responses = ()
-        for i in tl.static_range(_COLUMNS + 2):
-            responses = responses + (tl.where((n > rim) & (n <= height - rim), above[i] * keep[i], 0.0),)
-        at = _spread(weights, 1, responses, at, x, width, BOUNDARY, NONZERO)
-        after = _spread(weights, 2, responses, nothing, x, width, BOUNDARY, NONZERO)
-        if BOUNDARY == 0:
-            before = _spread(weights, 0, responses, before, x, width, BOUNDARY, NONZERO)
-        else:  # the first and the last row read rows inside in place of those outside
-            up = _spread(weights, 0, responses, nothing, x, width, BOUNDARY, NONZERO)
-            before = _plus(before, up, True)
-            if BOUNDARY == 1:
-                at = _plus(_plus(at, up, n == 1), after, n == height)
-            else:
-                before = _plus(before, after, n == height)
-                after = _plus(after, up, n == 1)
-        for i in tl.static_range(0, _COLUMNS, 2):
-            place = out + (n - 2) * out_y
-            _store_pair(place, x + i, width, out_x, there & (n - 2 >= start), before[i], before[i + 1], PAIR)
-        before, at = at, after
