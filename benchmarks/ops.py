@@ -34,6 +34,8 @@ SHAPES = {"cpu": ["64x384x14x14", "16x384x32x32"], "cuda": ["6144x384x14x14", "1
 # one read forward and a read and a write backward.
 LEAST_TRAFFIC = {"compiled": 2, "triton": 3}
 
+SLEEP = 4_000_000  # cycles, two milliseconds
+
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -160,21 +162,32 @@ def interleaved(
     calls: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, tuple[float, float]]:
     """Median and least seconds of each, all taking turns; the first turn is not counted."""
+    seconds = seconds_on_gpu if device.type == "cuda" else seconds_on_cpu
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            synchronise(device)
-            start = time.perf_counter()
-            call()
-            synchronise(device)
+            value = seconds(call)
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(value)
     return {name: (median(values), min(values)) for name, values in times.items()}
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def seconds_on_cpu(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def seconds_on_gpu(call: Callable[[], object]) -> float:
+    """Of the device: it sleeps first, so that all launches are there before any of them begins."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(SLEEP)
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def peak_memory(loss: Loss, z: Tensor) -> float | None:

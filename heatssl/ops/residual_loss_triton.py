@@ -21,9 +21,8 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
 
 _BOUNDARIES = {"interior": 0, "replicate": 1, "reflect": 2}  # also how far inside stands what replaces a neighbour
 _LANES = 128  # of a program of four warps, one for each thread
-_CHANNELS = 32  # of these beside each other in channels_last: neighbouring columns are then of the same program
 _PROGRAMS = 1024  # fewer leave a GPU idle: then the rows are divided as well
-_STEPS = 8  # of a program that takes a field as a line, each of _LANES quads
+_QUADS, _STEPS = 256, 8  # of a program that takes a field as a line: two quads for each thread and step
 _WIDEST = 64  # beyond, the rows above and below a program's own are no longer in the first cache
 
 
@@ -82,7 +81,7 @@ def _settings(
     if z.stride(3) == 1:
         lanes *= channels
     else:
-        together = min(_CHANNELS, triton.next_power_of_2(channels))
+        together = min(_LANES, triton.next_power_of_2(channels))
     programs = triton.cdiv(lanes, _LANES // together), triton.cdiv(channels, together) if together > 1 else 1
     parts = max(1, min(_PROGRAMS // (programs[0] * programs[1]), height // 8))
     return (*programs, parts), {
@@ -108,7 +107,7 @@ def _is_line(z: Tensor, boundary: Boundary) -> bool:
 
 
 def _programs(z: Tensor) -> tuple[int]:
-    return (triton.cdiv(z.numel(), flat.QUAD * _LANES * _STEPS),)
+    return (triton.cdiv(z.numel(), flat.QUAD * _QUADS * _STEPS),)
 
 
 def _line(z: Tensor, weights: Weights) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -120,7 +119,7 @@ def _line(z: Tensor, weights: Weights) -> tuple[tuple[object, ...], dict[str, ob
         **_common(z, weights),
         "WIDTH": width,
         "PERIOD": height * width,
-        "LANES": _LANES,
+        "LANES": _QUADS,
         "STEPS": _STEPS,
     }
 

@@ -53,13 +53,13 @@ def test_law_offers_its_mean_residual(boundary):
 def check_backend(backend, z, stencil, boundary, tolerance):
     upstream = 0.7
     loss, residual, gradient = plain(z, stencil, boundary, upstream)
-    leaf = z.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    leaf = z.detach().requires_grad_()  # no clone, which would lie densely
     fused = residual_loss(leaf, stencil, boundary, backend)
     (fused * upstream).backward()
     assert fused.dtype == (torch.float64 if z.dtype == torch.float64 else torch.float32)
     assert fused.item() == pytest.approx(loss.item(), rel=1e-12 if z.dtype == torch.float64 else 1e-5)
     assert leaf.grad.dtype == z.dtype
-    assert leaf.grad.stride() == z.stride()
+    assert leaf.grad.stride() == torch.empty_like(z).stride()  # of z itself where z lies densely
     assert (leaf.grad - gradient).abs().max() <= tolerance * gradient.abs().max()
     value, seen = residual_loss_and_map(z, stencil, boundary, backend)
     assert value.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -271,17 +271,21 @@ sys.path.insert(0, str(pathlib.Path({folder!r})))
 from test_residual_loss import LAYOUTS, SKEWED, TOLERANCE, check_backend
 contiguous, channels_last = LAYOUTS
 cases = [
-    ("interior", contiguous, (1, 1, 17, 16)),  # several lanes, the rows in parts
+    ("interior", contiguous, (2, 3, 5, 6)),  # one line of quads, in which fields end
+    ("interior", contiguous, (1, 1, 17, 15)),  # no line: several lanes, the rows in parts
     ("interior", channels_last, (1, 130, 3, 3)),  # several programs of channels
     ("replicate", contiguous, (1, 1, 3, 6)),  # columns in pairs, and the last lane with one pair
     ("reflect", contiguous, (1, 2, 5, 4)),
     ("reflect", contiguous, (1, 1, 4, 3)),  # a last column on its own
     ("replicate", channels_last, (1, 2, 2, 3)),
     ("replicate", contiguous, (1, 1, 1, 1)),
+    ("interior", contiguous, (1, 5, 41, 40)),  # a line of two programs
 ]
 for boundary, layout, shape in cases[: {first}]:
     z = torch.randn(shape).to({dtype}).to(memory_format=layout)
     check_backend("triton", z, SKEWED, boundary, TOLERANCE[z.dtype])
+at_odd_places = torch.randn(1, 2, 5, 6).to({dtype})[..., 1:5]
+check_backend("triton", at_odd_places, SKEWED, "interior", TOLERANCE[at_odd_places.dtype])
 print("checked")
 """
 
@@ -289,7 +293,7 @@ print("checked")
 @pytest.mark.parametrize(
     ("dtype", "first"),
     [
-        ("torch.float32", 3),
+        ("torch.float32", 4),
         *(
             pytest.param(f"torch.{name}", None, marks=pytest.mark.slow)
             for name in ("float32", "bfloat16", "float16", "float64")
