@@ -60,8 +60,8 @@ def _responses(
 
 @triton.jit
 def _bits(valid, quad, start, quads, PERIOD: tl.constexpr):
-    position = (4 * (start % PERIOD) + 4 * quad) % PERIOD  # of a quad's first number in its field
-    return tl.load(valid + position, mask=start + quad < quads, other=0)
+    """Of each quad; the table is one of quads, so that neighbours find theirs side by side."""
+    return tl.load(valid + (start % PERIOD + quad) % PERIOD, mask=start + quad < quads, other=0)
 
 
 @triton.jit

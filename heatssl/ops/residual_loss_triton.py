@@ -5,6 +5,7 @@ other walks down the rows of any field (`residual_loss_rows.py`). Both run witho
 set before Triton is imported.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -113,12 +114,11 @@ def _programs(z: Tensor) -> tuple[int]:
 def _line(z: Tensor, weights: Weights) -> tuple[tuple[object, ...], dict[str, object]]:
     """What the kernels of a line take, and are compiled for."""
     height, width = z.shape[2:]
-    table = _on_device(weights, accumulator(z.dtype), z.device)
-    arguments = (table, _valid(height, width, z.device), z.numel() // flat.QUAD)
-    return arguments, {
+    table, valid = _on_device(weights, accumulator(z.dtype), z.device), _valid(height, width, z.device)
+    return (table, valid, z.numel() // flat.QUAD), {
         **_common(z, weights),
         "WIDTH": width,
-        "PERIOD": height * width,
+        "PERIOD": len(valid),
         "LANES": _QUADS,
         "STEPS": _STEPS,
     }
@@ -126,12 +126,17 @@ def _line(z: Tensor, weights: Weights) -> tuple[tuple[object, ...], dict[str, ob
 
 @lru_cache(maxsize=32)
 def _valid(height: int, width: int, device: torch.device) -> Tensor:
-    """Which positions about each have a response: bit 6 i + j for i - 1 rows below and j - 1 columns to the right."""
+    """Which positions about a quad have a response, int32; after as many quads as there are entries, fields begin anew.
+
+    Bit 6 i + j is that of the position i - 1 rows below the quad's first number and j - 1 columns to its right.
+    """
     inside = torch.zeros(height, width, dtype=torch.int32)
     inside[1:-1, 1:-1] = 1
     line = inside.flatten()
     shifted = [line.roll(-(row * width + column)) for row in (-1, 0, 1) for column in range(-1, flat.QUAD + 1)]
-    return sum((bit << i for i, bit in enumerate(shifted)), torch.zeros_like(line)).to(device)
+    bits = torch.stack([bit << i for i, bit in enumerate(shifted)]).sum(dim=0, dtype=torch.int32)
+    quads = len(line) // math.gcd(len(line), flat.QUAD)
+    return bits[torch.arange(quads) * flat.QUAD % len(line)].to(device)
 
 
 def _has_pairs(field: Tensor) -> bool:

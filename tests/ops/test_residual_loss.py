@@ -272,6 +272,7 @@ from test_residual_loss import LAYOUTS, SKEWED, TOLERANCE, check_backend
 contiguous, channels_last = LAYOUTS
 cases = [
     ("interior", contiguous, (2, 3, 5, 6)),  # one line of quads, in which fields end
+    ("interior", contiguous, (4, 1, 5, 7)),  # and of an odd number of them
     ("interior", contiguous, (1, 1, 17, 15)),  # no line: several lanes, the rows in parts
     ("interior", channels_last, (1, 130, 3, 3)),  # several programs of channels
     ("replicate", contiguous, (1, 1, 3, 6)),  # columns in pairs, and the last lane with one pair
@@ -293,7 +294,7 @@ print("checked")
 @pytest.mark.parametrize(
     ("dtype", "first"),
     [
-        ("torch.float32", 4),
+        ("torch.float32", 5),
         *(
             pytest.param(f"torch.{name}", None, marks=pytest.mark.slow)
             for name in ("float32", "bfloat16", "float16", "float64")
