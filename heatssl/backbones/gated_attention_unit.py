@@ -31,6 +31,11 @@ class ScaleOffset(nn.Module):
         scaled = z.unsqueeze(-2) * self.scale
         return scaled if self.offset is None else scaled + self.offset
 
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Vectors are not decayed, however many of them lie in one tensor."""
+        return {name for name, _ in self.named_parameters()}
+
 
 class GatedUnit(nn.Module):
     """A gated unit, but for what mixes the tokens: (B, n, d) -> (B, n, d).

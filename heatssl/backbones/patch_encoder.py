@@ -235,8 +235,9 @@ class PatchEncoder(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone."""
-        return set() if self.position_table is None else {"position_table.weight"}
+        """Parameters that weight decay leaves alone: those that a module inside names."""
+        inside = ((path, module) for path, module in self.named_modules() if path)
+        return {f"{path}.{name}" for path, module in inside for name in getattr(module, "no_weight_decay", set)()}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002

@@ -29,6 +29,11 @@ class PositionTable(nn.Module):
             return self.weight
         return self.resampled(grid)
 
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Places are not decayed."""
+        return {"weight"}
+
     @torch.jit.unused
     def resampled(self, grid: tuple[int, int]) -> Tensor:
         """As timm resamples the tables of its ViTs, bicubic and antialiased."""

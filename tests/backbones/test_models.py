@@ -244,6 +244,7 @@ def test_a_position_table_is_read_at_the_true_places_and_resampled_as_timm_does(
     torch.testing.assert_close(model.forward_features(images), patches)
     torch.testing.assert_close(encode_visible(model, images, torch.tensor([[9, 2]])), patches[:, [9, 2]])
     assert model.no_weight_decay() == {"position_table.weight"}
+    assert small("gau", depth=1).no_weight_decay() == {"blocks.0.layer.query_key.scale"}  # a matrix only in its shape
     larger = timm.layers.resample_abs_pos_embed(table, [6, 4], [4, 4], num_prefix_tokens=0)
     torch.testing.assert_close(model.position_table((6, 4)), larger)
 
