@@ -3,14 +3,20 @@
     U = silu(X W_u)  (n, e),  V = silu(X W_v)  (n, e),  Z = silu(X W_z)  (n, s)
     O = (U * A V) W_o,  A = normalise(Q(Z) K(Z)^T),  Q and K an affine map of each channel of the same Z
 
-One head. Two units have the parameters of an attention and a feed-forward layer at e = 2 d.
+One head. Two units have the parameters of an attention and a feed-forward layer at e = 2 d. Values can be linear, V = X W_v,
+as in SwiGLU (arXiv 2002.05202): with two activations, what small inputs give is a product without a linear part.
 """
+
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts, attend
+
+
+ValueActivation = Literal["silu", "none"]
 
 
 class ScaleOffset(nn.Module):
@@ -45,10 +51,14 @@ class GatedUnit(nn.Module):
         inner_width: e.
         key_width: s.
         bias: whether linear layers have biases, and queries and keys offsets; GAU-alpha has none.
+        value_activation: ``silu`` (FLASH, GAU-alpha), or ``none``: values are linear.
         dropout: of the output.
 
     Attributes:
         maps: queries and keys that are made of each z.
+
+    Raises:
+        ValueError: on another ``value_activation``.
     """
 
     maps: int
@@ -60,9 +70,13 @@ class GatedUnit(nn.Module):
         key_width: int,
         *,
         bias: bool,
+        value_activation: ValueActivation = "silu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if value_activation not in get_args(ValueActivation):
+            raise ValueError(f"value_activation must be silu or none, not {value_activation!r}")
+        self.values_are_linear = value_activation == "none"
         self.widths = [inner_width, inner_width, key_width]
         self.enter = nn.Linear(width, sum(self.widths), bias=bias)
         self.query_key = ScaleOffset(key_width, self.maps, offset=bias)
@@ -76,7 +90,11 @@ class GatedUnit(nn.Module):
 
     def gate_value_z(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """U, V and Z: tokens (B, n, d) -> (B, n, e), (B, n, e), (B, n, s)."""
-        gate, value, z = F.silu(self.enter(x)).split(self.widths, dim=-1)
+        entered = self.enter(x)
+        if self.values_are_linear:
+            gate, value, z = entered.split(self.widths, dim=-1)
+            return F.silu(gate), value, F.silu(z)
+        gate, value, z = F.silu(entered).split(self.widths, dim=-1)
         return gate, value, z
 
     def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from heatssl.backbones.gated_attention_unit import GatedAttentionUnit, GatedUnit
+from heatssl.backbones.gated_attention_unit import GatedAttentionUnit, GatedUnit, ValueActivation
 from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
 from heatssl.backbones.residual import NormPlace, Residual
 
@@ -22,6 +22,8 @@ class GatedAttentionEncoder(PatchEncoder):
         expansion: e over d.
         key_width: s.
         bias: of linear layers, and offsets of queries and keys.
+        value_activation: ``silu`` as FLASH and GAU-alpha, or ``none``, with which frozen features are better
+            (docs/backbones.md).
         norm_place: ``post`` as GAU-alpha, ``pre`` as FLASH.
         proj_drop_rate: dropout of what each layer adds.
         **settings: see :class:`PatchEncoder`.
@@ -38,12 +40,13 @@ class GatedAttentionEncoder(PatchEncoder):
         expansion: float = 2.0,
         key_width: int = 128,
         bias: bool = False,
+        value_activation: ValueActivation = "silu",
         norm_place: NormPlace = "post",
         proj_drop_rate: float = 0.0,
         **settings: Any,
     ) -> None:
         self.expansion, self.key_width, self.bias, self.norm_place = expansion, key_width, bias, norm_place
-        self.dropout = proj_drop_rate
+        self.value_activation, self.dropout = value_activation, proj_drop_rate
         super().__init__(key_width=key_width, norm_place=norm_place, **settings)
         truncated_normal_(self.blocks.modules(), len(self.blocks), _ORDER)
 
@@ -54,6 +57,7 @@ class GatedAttentionEncoder(PatchEncoder):
             round(self.expansion * self.embed_dim),
             self.key_width,
             bias=self.bias,
+            value_activation=self.value_activation,
             dropout=self.dropout,
         )
         return Residual(unit, self.embed_dim, self.norm_place, drop_path)

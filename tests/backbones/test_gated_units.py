@@ -35,18 +35,19 @@ def whereabouts(kind: str, places: torch.Tensor, valid=None, slots=None, length:
     return Whereabouts(RotaryPositions(KEY, PositionSettings())(places), weighting, valid, slots)
 
 
+@pytest.mark.parametrize("value_activation", ["silu", "none"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["relu2", "relu2_fixed", "softmax"])
-def test_a_unit_is_its_formula(kind, bias):
-    unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, bias=bias))
+def test_a_unit_is_its_formula(kind, bias, value_activation):
+    unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, bias=bias, value_activation=value_activation))
     x, places = torch.randn(2, 6, WIDTH), places_of(2, 3)
     rotation = RotaryPositions(KEY, PositionSettings())(places)
     u, v, z = (
-        F.silu(part)
-        for part in torch.einsum("bnd,ed->bne", x, unit.enter.weight)
+        torch.einsum("bnd,ed->bne", x, unit.enter.weight)
         .add(unit.enter.bias if bias else 0)
         .split([INNER, INNER, KEY], -1)
     )
+    u, v, z = F.silu(u), F.silu(v) if value_activation == "silu" else v, F.silu(z)
     scale, offset = unit.query_key.scale, unit.query_key.offset if bias else torch.zeros(2, KEY)
     q, k = (rotate(z * scale[i] + offset[i], rotation.cos[0], rotation.sin[0]) for i in range(2))
     raw = torch.einsum("bis,bjs->bij", q, k)
