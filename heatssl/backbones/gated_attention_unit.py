@@ -3,8 +3,8 @@
     U = silu(X W_u)  (n, e),  V = silu(X W_v)  (n, e),  Z = silu(X W_z)  (n, s)
     O = (U * A V) W_o,  A = normalise(Q(Z) K(Z)^T),  Q and K an affine map of each channel of the same Z
 
-One head. Two units have the parameters of an attention and a feed-forward layer at e = 2 d. Values can be linear, V = X W_v,
-as in SwiGLU (arXiv 2002.05202): with two activations, what small inputs give is a product without a linear part.
+One head. Two units have the parameters of an attention and a feed-forward layer at e = 2 d. Values can be linear,
+V = X W_v, as in SwiGLU (arXiv 2002.05202).
 """
 
 from typing import Literal, get_args
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts, attend
-
 
 ValueActivation = Literal["silu", "none"]
 
