@@ -50,6 +50,10 @@ ENCODERS: dict[str, list[str]] = {  # of the same parameters within 5 %
     ],
     "vit": ["backbone=vit_tiny_patch16_224", f"backbone_arguments={{{BLOCKS}}}"],
     "roformer_v2": ["backbone=roformer_v2_small_patch16_224", f"backbone_arguments={{{BLOCKS}}}"],
+    "gau, linear values": [
+        "backbone=gau_tiny_patch16_224",
+        f"backbone_arguments={{{UNITS}, norm_place: pre, value_activation: none}}",
+    ],
     "flash": ["backbone=flash_small_patch16_224", f"backbone_arguments={{{UNITS}, chunk: 4}}"],
     **{
         f"gau, {normaliser}": [
@@ -62,6 +66,10 @@ ENCODERS: dict[str, list[str]] = {  # of the same parameters within 5 %
 SMALL: dict[str, list[str]] = {  # Benchmark B
     "vit": ["backbone=vit_small_patch16_224", "backbone_arguments={patch_size: 8}"],
     "gau, softmax_plus": ["backbone=gau_small_patch16_224", "backbone_arguments={patch_size: 8, norm_place: pre}"],
+    "gau, linear values": [
+        "backbone=gau_small_patch16_224",
+        "backbone_arguments={patch_size: 8, norm_place: pre, value_activation: none}",
+    ],
 }
 RECIPE = ["optimizer.name=muon", "optimizer.learning_rate=8e-3", "optimizer.warmup_steps=50"]  # the same for all
 RECIPE += ["trainer.batch_size=128"]  # but for those below that do better with another
