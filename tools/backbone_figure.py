@@ -74,43 +74,43 @@ def column(title: str, names: list[tuple[str, str]], residuals: list[tuple[float
 def gau() -> Drawing:
     """One gated attention unit."""
     boxes = [
-        Box("linear, SiLU", "linear", 2, 3.6, 0),
-        Box("gate U\n(n, e = 2d)", "point", 0.75, 1.1, 1.5),
-        Box("values V\n(n, e)", "point", 1.9, 0.9, 1.5),
-        Box("z (n, s)", "point", 3.1, 1.3, 1),
-        Box("q, k: scaled by\nchannel, turned", "point", 3.1, 1.3, 2.15),
-        Box("A = softmax(f q kᵀ)\nor  relu(f q kᵀ)² / n", "mix", 3.1, 1.7, 3.35),
-        Box("U * A V", "mix", 1.6, 2.4, 4.4),
-        Box("linear", "linear", 1.6, 2.4, 5.3),
-        Box("RMS norm, no parameters", "norm", 1.6, 2.4, 6.3),
+        Box("RMS norm", "norm", 2, 3.6, 0),
+        Box("linear; SiLU but for V", "linear", 2, 3.6, 1),
+        Box("gate U\n(n, e = 2d)", "point", 0.75, 1.1, 2.5),
+        Box("values V\n(n, e)", "point", 1.9, 0.9, 2.5),
+        Box("z (n, s)", "point", 3.1, 1.3, 2),
+        Box("q, k: scaled by\nchannel, turned", "point", 3.1, 1.3, 3.15),
+        Box("A = softmax(f q kᵀ)\nor  relu(f q kᵀ)² / n", "mix", 3.1, 1.7, 4.35),
+        Box("U * A V", "mix", 1.6, 2.4, 5.4),
+        Box("linear", "linear", 1.6, 2.4, 6.3),
     ]
     return Drawing(
         "gau unit, two for each vit block",
         boxes,
-        [(0, 1), (0, 2), (0, 3), (3, 4), (4, 5), (5, 6), (1, 6), (2, 6), (6, 7), (7, 8)],
-        [(-0.5, 5.8)],
+        [(0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (5, 6), (6, 7), (2, 7), (3, 7), (7, 8)],
+        [(-0.5, 6.8)],
     )
 
 
 def flash() -> Drawing:
     """One unit with mixed chunk attention."""
     boxes = [
-        Box("linear, SiLU", "linear", 2, 3.6, 0),
-        Box("gate U\n(n, e = 2d)", "point", 0.75, 1.1, 1.5),
-        Box("values V\n(n, e)", "point", 2, 1.1, 1.5),
-        Box("z (n, s)", "point", 3.25, 1.1, 1),
-        Box("two q, two k", "point", 3.25, 1.1, 2),
-        Box("in each chunk\nof 16 x 16: A V", "mix", 1.85, 1.25, 3.3),
-        Box("across chunks:\nq (kᵀ V) / n", "mix", 3.25, 1.3, 3.3),
-        Box("U * (near + far)", "mix", 1.7, 2.6, 4.4),
-        Box("linear", "linear", 1.7, 2.6, 5.3),
-        Box("RMS norm, no parameters", "norm", 1.7, 2.6, 6.3),
+        Box("RMS norm", "norm", 2, 3.6, 0),
+        Box("linear; SiLU but for V", "linear", 2, 3.6, 1),
+        Box("gate U\n(n, e = 2d)", "point", 0.75, 1.1, 2.5),
+        Box("values V\n(n, e)", "point", 2, 1.1, 2.5),
+        Box("z (n, s)", "point", 3.25, 1.1, 2),
+        Box("two q, two k", "point", 3.25, 1.1, 3),
+        Box("in each chunk\nof 16 x 16: A V", "mix", 1.85, 1.25, 4.3),
+        Box("across chunks:\nq (kᵀ V) / n", "mix", 3.25, 1.3, 4.3),
+        Box("U * (near + far)", "mix", 1.7, 2.6, 5.4),
+        Box("linear", "linear", 1.7, 2.6, 6.3),
     ]
     return Drawing(
         "flash unit, two for each vit block",
         boxes,
-        [(0, 1), (0, 2), (0, 3), (3, 4), (4, 5), (4, 6), (2, 5), (2, 6), (5, 7), (6, 7), (1, 7), (7, 8), (8, 9)],
-        [(-0.5, 5.8)],
+        [(0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (5, 6), (5, 7), (3, 6), (3, 7), (6, 8), (7, 8), (2, 8), (8, 9)],
+        [(-0.5, 6.8)],
     )
 
 

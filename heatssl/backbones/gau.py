@@ -1,7 +1,8 @@
 """gau_*: Gated Attention Units as the only layer (FLASH-Quad of arXiv 2202.10447; GAU-alpha).
 
-Twice as many units as a ViT has blocks, e = 2 d, hold the parameters of that ViT. By default as GAU-alpha: no biases,
-``norm(x + unit(x))`` with a norm without parameters, softmax_plus, its initialisation.
+Twice as many units as a ViT has blocks, e = 2 d, hold the parameters of that ViT. Of GAU-alpha are softmax_plus, the
+initialisation and that there are no biases; of FLASH ``x + unit(norm(x))``; values are linear, as in SwiGLU: frozen
+features are better so (docs/backbones.md). ``norm_place="post", value_activation="silu"`` is GAU-alpha.
 """
 
 from typing import Any
@@ -22,9 +23,8 @@ class GatedAttentionEncoder(PatchEncoder):
         expansion: e over d.
         key_width: s.
         bias: of linear layers, and offsets of queries and keys.
-        value_activation: ``silu`` as FLASH and GAU-alpha, or ``none``, with which frozen features are better
-            (docs/backbones.md).
-        norm_place: ``post`` as GAU-alpha, ``pre`` as FLASH.
+        value_activation: ``none``, or ``silu`` as FLASH and GAU-alpha.
+        norm_place: ``pre`` as FLASH, or ``post`` as GAU-alpha.
         proj_drop_rate: dropout of what each layer adds.
         **settings: see :class:`PatchEncoder`.
 
@@ -40,8 +40,8 @@ class GatedAttentionEncoder(PatchEncoder):
         expansion: float = 2.0,
         key_width: int = 128,
         bias: bool = False,
-        value_activation: ValueActivation = "silu",
-        norm_place: NormPlace = "post",
+        value_activation: ValueActivation = "none",
+        norm_place: NormPlace = "pre",
         proj_drop_rate: float = 0.0,
         **settings: Any,
     ) -> None:

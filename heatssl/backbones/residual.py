@@ -53,7 +53,7 @@ def fade_in(model: nn.Module, share: float) -> None:
     if not layers:
         raise UserError(
             f"optimizer.fade_in_steps: {type(model).__name__} has no post-norm layer to fade in: set it to 0, "
-            "or choose a gau_*, flash_* or roformer_v2_* backbone"
+            "or choose a roformer_v2_* backbone, or backbone_arguments.norm_place=post of a gau_* or flash_*"
         )
     for layer in layers:
         layer.ramp.fill_(share)

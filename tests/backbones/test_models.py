@@ -39,14 +39,16 @@ NAMES = [
 ]
 KINDS = {
     "gau": "gau_tiny_patch16_224",
-    "gau_pre": "gau_tiny_patch16_224",
+    "gau_alpha": "gau_tiny_patch16_224",
+    "gau_biases": "gau_tiny_patch16_224",
     "gau_table": "gau_tiny_patch16_224",
     "flash": "flash_small_patch16_224",
     "flash_chunks": "flash_small_patch16_224",
     "roformer_v2": "roformer_v2_small_patch16_224",
 }
 EXTRA = {
-    "gau_pre": {"norm_place": "pre", "bias": True},
+    "gau_alpha": {"norm_place": "post", "value_activation": "silu"},
+    "gau_biases": {"bias": True},
     "gau_table": {"pos_embed": "learn"},
     "flash_chunks": {"chunk": 3},
 }
@@ -225,7 +227,7 @@ def test_padding_of_visible_sets_changes_nothing(kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["gau", "gau_pre", "roformer_v2"])  # chunks of flash_* lie in the image
+@pytest.mark.parametrize("kind", ["gau", "gau_alpha", "roformer_v2"])  # chunks of flash_* lie in the image
 def test_a_quarter_is_seen_the_same_wherever_it_lies(kind):
     """Rotary positions know offsets only: a picture moved by whole patches has the same features."""
     model, quarter = small(kind), torch.randn(1, 3, 32, 32)
@@ -240,7 +242,7 @@ def test_a_position_table_is_read_at_the_true_places_and_resampled_as_timm_does(
     """What a table adds must not depend on which patches are shown, nor be decayed."""
     model, images = small("gau", pos_embed="learn", depth=0, img_size=32), torch.randn(1, 3, 32, 32)
     table = model.position_table.weight
-    patches = model.norm_in(model.patch_embed(images) + table)
+    patches = model.norm(model.norm_in(model.patch_embed(images) + table))
     torch.testing.assert_close(model.forward_features(images), patches)
     torch.testing.assert_close(encode_visible(model, images, torch.tensor([[9, 2]])), patches[:, [9, 2]])
     assert model.no_weight_decay() == {"position_table.weight"}
@@ -289,7 +291,7 @@ def test_the_input_size_is_changed_without_touching_weights(kind):
 
 def test_layers_fade_in_and_the_share_is_kept_with_the_weights(kind):
     model, images = small(kind), torch.randn(2, 3, 64, 64)
-    if kind == "gau_pre":
+    if kind not in ("gau_alpha", "roformer_v2"):
         with pytest.raises(UserError, match="no post-norm layer to fade in: set it to 0"):
             fade_in(model, 0.5)
         return
@@ -321,6 +323,7 @@ def test_bfloat16_stays_near(kind, normaliser):
         ("gau_tiny_patch16_224", {"positions": "absolute"}, "positions must be one of"),
         ("gau_tiny_patch16_224", {"pos_embed": "sincos"}, "pos_embed must be none or learn"),
         ("gau_tiny_patch16_224", {"norm_place": "middle"}, "norm_place must be pre or post"),
+        ("gau_tiny_patch16_224", {"value_activation": "relu"}, "value_activation must be silu or none"),
         ("gau_tiny_patch16_224", {"global_pool": "token"}, "global_pool must be avg or empty, not 'token'"),
         ("gau_tiny_patch16_224", {"key_width": 6}, "4 divides"),
         ("flash_small_patch16_224", {"chunk": 0}, "at least 1 patch"),
