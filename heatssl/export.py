@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from heatssl.backbones.create import TIMM_SOURCES
 from heatssl.errors import UserError
 from heatssl.files import write_atomically
 
-FORMAT = "heatssl-backbone-1"
+FORMAT = "heatssl-backbone-2"
+_FIRST_FORMAT = "heatssl-backbone-1"
+_UNSAID_AT_FIRST = {"norm_place": "post", "value_activation": "silu"}  # of gau_* and flash_*, where nothing was said
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # files of weights, by the end of their name
 
 
@@ -33,6 +35,19 @@ class BackboneInfo:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     step: int = 0  # optimiser steps behind the weights; 0 for weights that no run of ours made
     format: str = FORMAT
+
+    @classmethod
+    def from_json(cls, text: str) -> "BackboneInfo":
+        """Of this format or the first, whose units had other defaults.
+
+        Raises:
+            ValueError, TypeError: on what describes no backbone.
+        """
+        info = cls(**json.loads(text))
+        if info.format != _FIRST_FORMAT:
+            return info
+        unsaid = _UNSAID_AT_FIRST if info.name.startswith(("gau_", "flash_")) else {}
+        return replace(info, format=FORMAT, arguments=unsaid | info.arguments)
 
     def to_json(self) -> str:
         """The contents of ``backbone.json``, and of the metadata beside weights."""
@@ -168,7 +183,7 @@ def _find(source: Path) -> tuple[Path, BackboneInfo]:
             raise UserError(f"{folder} has no best weights, trainer.knn_every=N chooses them: use {folder}")
         raise UserError(f"{folder} has no weights yet: let heatssl pretrain reach its first checkpoint")
     try:
-        info = BackboneInfo(**json.loads(description.read_text()))
+        info = BackboneInfo.from_json(description.read_text())
     except (ValueError, TypeError) as error:
         raise UserError(f"{description} describes no backbone ({error}): restore it from the run") from error
     if info.format != FORMAT:
@@ -185,7 +200,7 @@ def _description(weights: Path) -> BackboneInfo | None:
     """What a file of heatssl says of its architecture; None for files of others."""
     with safetensors.safe_open(weights, framework="pt") as file:
         description = (file.metadata() or {}).get("backbone")
-    return BackboneInfo(**json.loads(description)) if description else None
+    return BackboneInfo.from_json(description) if description else None
 
 
 def _file_and_name(source: str) -> tuple[Path, str]:
