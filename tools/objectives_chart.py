@@ -33,6 +33,7 @@ PLAIN = "objective.target=plain"
 NAMES_OF_DATA = {"imagenette": "Imagenette", "shapes": "the scenes"}
 # One colour for each objective in both charts; those that are in the right one only come after the others.
 NAMES = [name.removesuffix(EARLIER) for name in SHOWN.values()]
+RATE = ", rate 4e-3"
 NAMES += ["simmim", "lejepa", "qb_heat", "mae, light decoder, normalised", "finola"]
 COLOURS = dict(zip(NAMES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
 
@@ -61,7 +62,7 @@ def at_the_end(axis: Axes, data: str) -> None:
         axis.plot(
             knn,
             linear,
-            "o",
+            "D" if RATE in objective else "o",
             color=COLOURS.get(objective, COLOURS[group[0]["objective"]]),
             fillstyle="full" if objective in COLOURS else "none",  # a setting that is not the objective's own
             label=f"{objective} ({len(group)} seed{'s' if len(group) > 1 else ''})",
@@ -78,6 +79,8 @@ def name_of(row: dict[str, Any], data: str) -> str:
         name += EARLIER
     if "objective.rest_weight=0" in row["settings"]:
         name += ", rest_weight=0"
+    if "optimizer.learning_rate=4e-3" in row["settings"]:
+        name += RATE
     if data == "shapes" and row["objective"].startswith("mae") and PLAIN not in row["settings"]:
         name += ", normalised"
     return str(name)
