@@ -11,7 +11,7 @@ import triton.language as tl
 
 from heatssl.ops.residual_loss_rows import table
 
-QUAD = 4  # numbers of a lane
+QUAD = 4  # numbers of a lane, which kernels split and join by name
 
 
 @triton.jit

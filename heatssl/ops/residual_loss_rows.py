@@ -127,6 +127,7 @@ def _plus(a, b, condition):
 
 @triton.jit
 def table(weights):
+    """The nine weights, row by row."""
     row_0 = (tl.load(weights), tl.load(weights + 1), tl.load(weights + 2))
     row_1 = (tl.load(weights + 3), tl.load(weights + 4), tl.load(weights + 5))
     return row_0 + row_1 + (tl.load(weights + 6), tl.load(weights + 7), tl.load(weights + 8))
