@@ -4,8 +4,9 @@ python benchmarks/resolution.py runs/gau_softmax runs/vit          # pretrained:
 python benchmarks/resolution.py --labels gau_relu2 vit --root imagenette96.tar        # trained with labels here first
 
 A classifier of the features of train at the size of training (a linear probe and kNN; with labels the model's own
-head) meets val at every size. Nothing is trained again; positions and the normaliser are switched, the position table
-of timm's ViT is interpolated. A window is as long as offsets in training, one less than a side of what was encoded.
+head) meets other images at every size: a held-out tenth of train, or val with --final, once for a figure that is
+reported. Nothing is trained again; positions and the normaliser are switched, the position table of timm's ViT is
+interpolated. A window is as long as offsets in training, one less than a side of what was encoded.
 Each row is added to benchmarks/results/resolution.jsonl; --table prints what stands there.
 """
 
@@ -57,8 +58,10 @@ def main() -> None:
     parser.add_argument("--root", help="with --labels: imagenette96.tar or a folder of the same layout")
     parser.add_argument("--core-seconds", type=float, default=600.0, help="with --labels: of training")
     parser.add_argument("--seed", type=int, default=0, help="with --labels")
+    parser.add_argument("--crop-scale", nargs=2, type=float, default=[0.2, 1.0], help="with --labels: of the area")
+    parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
     parser.add_argument("--scales", nargs="+", type=float, default=list(SCALES))
-    parser.add_argument("--images", type=int, default=1000, help="of val, the same at every size")
+    parser.add_argument("--images", type=int, default=1000, help="at most, the same at every size")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -66,16 +69,31 @@ def main() -> None:
         for run in arguments.runs:
             config = load_config(run / "config.yaml")
             backbone, info = load_backbone(str(run))
-            name = f"{info.name.split('_')[0]} {info.arguments.get('normaliser', '')}".strip()
-            described = {"model": name, "trained": config.objective["name"], "seed": config.seed}
-            data = dataclasses.replace(config.data, held_out=0.0)
+            described = {
+                "model": described_model(info.name, info.arguments),
+                "trained": config.objective["name"],
+                "seed": config.seed,
+            }
+            if not (arguments.final or config.data.held_out):
+                raise SystemExit(f"{run} has seen all of train: pretrain with data.held_out=0.1, or --final for val")
+            data = dataclasses.replace(config.data, held_out=0.0) if arguments.final else config.data
             keep(measure(backbone, None, data, described, reach=SIZE // PATCH // 2 - 1, arguments=arguments))
         for name in arguments.labels:
-            data = DataConfig(name="tar", root=arguments.root, image_size=SIZE, crop_scale=[0.2, 1.0], workers=0)
+            data = DataConfig("tar", arguments.root, SIZE, arguments.crop_scale, workers=0)
+            data = data if arguments.final else dataclasses.replace(data, held_out=0.1)
             backbone, head = train_with_labels(name, data, arguments)
-            described = {"model": name.replace("_", " ", 1), "trained": "labels", "seed": arguments.seed}
+            described = {"model": described_model(*BACKBONES[name]), "trained": "labels", "seed": arguments.seed}
             keep(measure(backbone, head, data, described, reach=SIZE // PATCH - 1, arguments=arguments))
     print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+
+
+def described_model(name: str, arguments: dict[str, Any]) -> str:
+    """Kind and normaliser, and of gated units the values: rows without are of SiLU values in post-norm."""
+    kind = name.partition("_")[0]
+    if kind != "gau":
+        return kind
+    values = arguments.get("value_activation", "none")
+    return f"gau {arguments.get('normaliser', 'softmax_plus')}{', linear values' if values == 'none' else ''}"
 
 
 def keep(rows: Iterator[dict[str, Any]]) -> None:
@@ -98,6 +116,7 @@ def measure(
     train, val = open_split(data, "train"), open_split(dataclasses.replace(data, val_size=arguments.images), "val")
     train_x, train_y = extract_features(backbone, train, data)
     centre, spread = train_x.mean(dim=0), train_x.std(dim=0) + 1e-6
+    described |= {"crop_scale": list(data.crop_scale), "split": "val" if arguments.final else "held-out"}
     probe = None
     for way, scale in ((way, scale) for way in ways(backbone) for scale in arguments.scales):
         switch(backbone, way, scale, reach)
@@ -167,11 +186,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         for measured in measures:
             if measured in row:
-                group = groups.setdefault((row["trained"], measured, row["model"], row["way"]), {})
+                crops = "{:g} to {:g}".format(*row.get("crop_scale", (0.2, 1.0)))
+                key = (row["trained"], measured, row.get("split", "val"), row["model"], crops, row["way"])
+                group = groups.setdefault(key, {})
                 group.setdefault(row["scale"], []).append(100 * row[measured])
     scales = sorted({row["scale"] for row in rows})
-    lines = ["| trained with | measured | model | positions | " + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
-    lines.append("|---" * (5 + len(scales)) + "|")
+    about = "| trained with | measured | split | model | crops | positions | "
+    lines = [about + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
+    lines.append("|---" * (7 + len(scales)) + "|")
     for key, group in sorted(groups.items()):
         cells = [f"{sum(group[s]) / len(group[s]):.1f}" if s in group else "" for s in scales]
         lines.append("| " + " | ".join([*key, *cells, str(max(map(len, group.values())))]) + " |")
