@@ -113,6 +113,7 @@ class KnnConfig(EvaluationConfig):
     k: Any = 20  # neighbours; a list such as [10,20,50,100,200] gives one row each, found in one pass
     temperature: float | None = 0.07  # null: plain majority vote
     shrinkage: float | None = None  # null: features as they are; 1 standardises them, towards 0 whitens them
+    pooling: str = "mean"  # of the final layer: mean or max over positions, class (the class token), class_mean (both)
     random_init: bool = True  # the same protocol on the same architecture with random weights, beside it
     cache: bool = True  # keep features in ~/.cache/heatssl/features ($XDG_CACHE_HOME/heatssl/features), at most 20 GiB
 
@@ -126,6 +127,8 @@ class ProbeConfig(EvaluationConfig):
     depth: int = 1  # of block: transformer blocks
     solver: str = "logistic_regression"  # of linear: a grid of L2 strengths; or sgd, a grid of learning rates
     grid: list[float] = field(default_factory=list)  # empty: the default of solver or head; of mae: rates for batch 256
+    layers: list[int] = field(default_factory=list)  # of linear: blocks, or stages; -1 the last. Empty: the final layer
+    pooling: list[str] = field(default_factory=lambda: ["mean"])  # of linear: as of knn; several are selected among
     iterations: int = 100  # of logistic_regression, at most
     epochs: int | None = None  # of sgd, mae, attentive and block; null: their default
     held_out: float = 0.1  # share of train that selects the point of the grid, where that has several

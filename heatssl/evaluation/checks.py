@@ -1,5 +1,8 @@
 """What kNN and the probes ask of their input, checked before anything is computed."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -114,3 +117,14 @@ def check_labels(train_y: Tensor, test_y: Tensor) -> None:
     unknown = test_y[~torch.isin(test_y, present)].unique()
     if len(unknown):
         raise UserError(f"test has labels that train lacks: {unknown.tolist()[:10]}: use the same classes in both")
+
+
+def check_grid(grid: Sequence[float]) -> None:
+    """L2 strengths or learning rates: positive and finite.
+
+    Raises:
+        UserError: naming one that is not.
+    """
+    wrong = [point for point in grid if not (math.isfinite(point) and point > 0)]
+    if wrong:
+        raise UserError(f"grid must hold positive numbers, not {wrong[0]:g}")

@@ -97,7 +97,8 @@ def code() -> str:
     package = Path(heatssl.__file__).parent
     rooms = [path for room in ("data", "backbones", "ops") for path in sorted((package / room).rglob("*.py"))]
     found = hashlib.sha256()
-    for path in [*rooms, package / "evaluation" / "features.py"]:
+    readers = [package / "evaluation" / name for name in ("features.py", "readout.py")]
+    for path in [*rooms, *readers]:
         found.update(path.read_bytes())
     found.update(" ".join(version(name) for name in ("torch", "torchvision", "timm", "pillow")).encode())
     return found.hexdigest()

@@ -1,6 +1,6 @@
 """Frozen features or feature maps of a whole split."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from heatssl.backbones import feature_map, pooled_features
+from heatssl.backbones import feature_map
 from heatssl.config import DataConfig
 from heatssl.data import BadFiles, Batch, ImageData, eval_loader, normalise
 from heatssl.errors import UserError
+from heatssl.evaluation.readout import FINAL, Readout, read
 from heatssl.progress_bar import progress_bar
 
 MOST_BYTES = 4 * 2**30  # of memory for the maps of one split
@@ -27,8 +28,9 @@ def extract_features(
     progress: bool = True,
     rank: int = 0,
     world: int = 1,
+    readouts: Sequence[Readout] = (FINAL,),
 ) -> tuple[Tensor, Tensor]:
-    """Mean-pooled features of every readable image, in order, resized and centre-cropped.
+    """Features of every readable image, in order, resized and centre-cropped; mean-pooled unless told otherwise.
 
     Args:
         backbone: moved to ``device``; runs in evaluation mode, and its modes are restored.
@@ -40,6 +42,7 @@ def extract_features(
         rank: of this process, which extracts its share alone; the shares in the order of ranks are the whole, bit for
             bit. Each share has to stay below the tolerated share of unreadable files.
         world: number of processes.
+        readouts: where they are read, see :func:`heatssl.evaluation.readout.read`; those of several lie side by side.
 
     Returns:
         features (N, C) float32 and labels (N,) long, both on the CPU.
@@ -48,7 +51,11 @@ def extract_features(
         UserError: when too many files cannot be read, or none can, or features are not finite: the images are named.
     """
     loader = eval_loader(data, config, batch_size=batch_size, rank=rank, world=world)
-    return _each_batch(_Table(torch.float32), pooled_features, backbone, data, config, loader, device, progress)
+
+    def forward(backbone: nn.Module, images: Tensor) -> Tensor:
+        return torch.cat(read(backbone, images, readouts), dim=1)
+
+    return _each_batch(_Table(torch.float32), forward, backbone, data, config, loader, device, progress)
 
 
 def extract_maps(

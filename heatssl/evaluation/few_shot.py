@@ -64,22 +64,16 @@ def few_shot_probe(
         UserError: on features that :func:`linear_probe` refuses, settings out of their range, and a class with fewer
             images than ``shots``.
     """
+    check_draws(train_y, shots, share, draws)
     check_features(train_x, train_y, test_x, test_y)
     check_labels(train_y, test_y)
-    if (shots is None) == (share is None):
-        raise UserError("give shots=N, images of each class, or share=F, a fraction of train, and not both")
-    if (shots is not None and shots < 1) or (share is not None and not 0 < share < 1) or draws < 1:
-        raise UserError("shots and draws must be at least 1, and share between 0 and 1")
-    sizes = torch.bincount(train_y)
-    fewest = int(sizes[sizes > 0].min())
-    if shots is not None and shots > fewest:
-        raise UserError(f"shots={shots}, but a class has only {fewest} images: set shots to at most {fewest}")
+    classes = int(train_y.max()) + 1
     generator = torch.Generator().manual_seed(seed)
     accuracies = []
     for _ in progress_bar(range(draws), name="draws", shown=progress):
         rows = draw(train_y, shots, share, generator)
         x, y = train_x[rows], train_y[rows]
-        (probe,) = logistic_regression(x, y, [1 / len(y)], len(sizes), ITERATIONS)
+        (probe,) = logistic_regression(x, y, [1 / len(y)], classes, ITERATIONS)
         accuracies.append((probe.logits(test_x).argmax(dim=1) == test_y).float().mean().item())
     return FewShotResult(accuracies)
 
@@ -92,3 +86,19 @@ def draw(labels: Tensor, shots: int | None, share: float | None, generator: torc
         number = shots if shots is not None else max(1, round((share or 0) * len(rows)))
         chosen.append(rows[torch.randperm(len(rows), generator=generator)[:number].to(rows.device)])
     return torch.cat(chosen)
+
+
+def check_draws(labels: Tensor, shots: int | None, share: float | None, draws: int) -> None:
+    """Settings of :func:`few_shot_probe` and labels (N,) of train, before features cost time.
+
+    Raises:
+        UserError: on settings out of their range, and a class with fewer images than ``shots``.
+    """
+    if (shots is None) == (share is None):
+        raise UserError("give shots=N, images of each class, or share=F, a fraction of train, and not both")
+    if (shots is not None and shots < 1) or (share is not None and not 0 < share < 1) or draws < 1:
+        raise UserError("shots and draws must be at least 1, and share between 0 and 1")
+    sizes = torch.bincount(labels)
+    fewest = int(sizes[sizes > 0].min())
+    if shots is not None and shots > fewest:
+        raise UserError(f"shots={shots}, but a class has only {fewest} images: set shots to at most {fewest}")

@@ -15,10 +15,11 @@ from heatssl.files import check_folder
 
 
 class Accuracy(NamedTuple):
-    """Of one protocol: the mean where it has several draws, and their deviation."""
+    """Of one protocol: the mean where it has several draws, and their deviation; what was selected to be read."""
 
     mean: float
     deviation: float | None = None
+    selected: str = ""
 
 
 def backbones_of(source: Source, random_init: bool, seed: int) -> list[tuple[str, nn.Module]]:
@@ -78,6 +79,7 @@ def result_of(
         key=source.key(metric, config, images, weights),
         root=source.root,
         images=short_digest(images),
+        selected=accuracy.selected,
     )
 
 

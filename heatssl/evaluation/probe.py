@@ -1,13 +1,15 @@
 """Linear probe: how well a linear classifier reads the classes from frozen features."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from heatssl.errors import UserError
-from heatssl.evaluation.checks import check_features, check_labels
+from heatssl.evaluation.checks import check_features, check_grid, check_labels
 from heatssl.evaluation.gradient_descent import LEARNING_RATES, gradient_descent
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss
@@ -26,12 +28,13 @@ class ProbeResult:
     selected: float  # that point: a regularisation, or a learning rate
     probe: LinearProbe  # trained on the whole of train
     seconds: float
+    reading: int = 0  # which of several features it reads
 
 
 def linear_probe(
-    train_x: Tensor,
+    train_x: Tensor | Sequence[Tensor],
     train_y: Tensor,
-    test_x: Tensor,
+    test_x: Tensor | Sequence[Tensor],
     test_y: Tensor,
     *,
     solver: str = "logistic_regression",
@@ -44,14 +47,16 @@ def linear_probe(
 ) -> ProbeResult:
     """Select a point of the grid on a held-out part of train, retrain with it on the whole of train, test once.
 
-    The whole grid is trained in one pass. The default solver, :func:`logistic_regression`, finds the best weights
-    for each L2 strength, so the number says what the features hold and not how well they suit an optimiser;
-    ``sgd``, :func:`gradient_descent`, is what most papers report: a grid of learning rates.
+    The whole grid is trained in one pass, on each of several features of the same images: then the held-out part
+    selects among them as well, as in DINOv2's evaluation (arXiv 2304.07193). The default solver,
+    :func:`logistic_regression`, finds the best weights for each L2 strength, so the number says what the features
+    hold and not how well they suit an optimiser; ``sgd``, :func:`gradient_descent`, is what most papers report: a
+    grid of learning rates.
 
     Args:
-        train_x: (N, C), any floating type; computed in float32.
+        train_x: (N, C), any floating type, computed in float32; or several, such as of other layers.
         train_y: (N,) labels; the probe has ``train_y.max() + 1`` classes.
-        test_x: (M, C), looked at once, after everything is chosen.
+        test_x: (M, C), or as many; looked at once, after everything is chosen.
         test_y: (M,).
         solver: ``logistic_regression`` or ``sgd``.
         grid: L2 strengths or learning rates; empty for the solver's default.
@@ -66,9 +71,11 @@ def linear_probe(
             that train lacks, no class with two images, or settings outside their range.
     """
     start = time.perf_counter()
-    check_features(train_x, train_y, test_x, test_y)
+    check_probe_settings(solver, grid, iterations, epochs, held_out)
+    train_views, test_views = (([x] if isinstance(x, Tensor) else list(x)) for x in (train_x, test_x))
+    for train_view, test_view in zip(train_views, test_views, strict=True):
+        check_features(train_view, train_y, test_view, test_y)
     check_labels(train_y, test_y)
-    _check_settings(solver, grid, iterations, epochs, held_out)
     classes = int(train_y.max()) + 1
 
     def train(x: Tensor, y: Tensor, points: Sequence[float]) -> list[LinearProbe]:
@@ -78,20 +85,27 @@ def linear_probe(
 
     points = tuple(grid) or (LEARNING_RATES if solver == "sgd" else REGULARISATIONS)
     fit, held = stratified_split(train_y, held_out, seed)
-    scores = []
-    for candidate in train(train_x[fit], train_y[fit], points):
-        accuracy, loss = accuracy_and_loss(candidate, train_x[held], train_y[held])
-        scores.append((accuracy, -loss))
-    best = max(range(len(points)), key=scores.__getitem__)
-    (probe,) = train(train_x, train_y, points[best : best + 1])
-    accuracy, _ = accuracy_and_loss(probe, test_x, test_y)
-    return ProbeResult(accuracy, scores[best][0], points[best], probe, time.perf_counter() - start)
+    scores = {}  # by features and point of the grid; of equals the first counts
+    for reading, x in enumerate(train_views):
+        for point, candidate in zip(points, train(x[fit], train_y[fit], points), strict=True):
+            accuracy, loss = accuracy_and_loss(candidate, x[held], train_y[held])
+            scores[reading, point] = (accuracy, -loss) if math.isfinite(loss) else (-1.0, -math.inf)
+    reading, point = max(scores, key=scores.__getitem__)
+    (probe,) = train(train_views[reading], train_y, [point])
+    if scores[reading, point][0] < 0 or not torch.isfinite(probe.weight).all():
+        raise UserError(f"the probe diverges at {point:g}, the best point of the grid: give a grid of smaller ones")
+    accuracy, _ = accuracy_and_loss(probe, test_views[reading], test_y)
+    return ProbeResult(accuracy, scores[reading, point][0], point, probe, time.perf_counter() - start, reading)
 
 
-def _check_settings(solver: str, grid: Sequence[float], iterations: int, epochs: int, held_out: float) -> None:
+def check_probe_settings(solver: str, grid: Sequence[float], iterations: int, epochs: int, held_out: float) -> None:
+    """Settings of :func:`linear_probe`, before features cost time.
+
+    Raises:
+        UserError: on an unknown solver, or a setting outside its range.
+    """
     if solver not in SOLVERS:
         raise UserError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
-    if grid and min(grid) <= 0:
-        raise UserError(f"grid must hold positive numbers, not {min(grid):g}")
+    check_grid(grid)
     if iterations < 1 or epochs < 1 or not 0 < held_out < 1:
         raise UserError("iterations and epochs must be at least 1, and held_out between 0 and 1")

@@ -38,6 +38,7 @@ class Result:
     key: str = ""  # digest of all that the accuracy depends on but code and hardware; random twins once had none
     root: str | None = None  # of the data, whole path; None where they are generated
     images: str = ""  # digest of train and val: numbers of other images cannot be compared
+    selected: str = ""  # layer and pooling, where the protocol selects among several
 
 
 def append_results(path: Path, results: list[Result]) -> None:
@@ -74,12 +75,16 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def format_table(results: list[Result]) -> str:
     """Aligned lines: metric, weights, accuracy in percent, protocol."""
     rows = [("metric", "weights", "accuracy", "protocol")]
-    rows += [(r.metric, r.weights, _percent(r), r.protocol) for r in results]
+    rows += [(r.metric, r.weights, _percent(r), _protocol(r)) for r in results]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{metric:<{widths[0]}}  {weights:<{widths[1]}}  {accuracy:>{widths[2]}}  {protocol}"
         for metric, weights, accuracy, protocol in rows
     )
+
+
+def _protocol(result: Result) -> str:
+    return f"{result.protocol}; selected: {result.selected}" if result.selected else result.protocol
 
 
 def _percent(result: Result) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 LONGEST_MARK = 80  # letters of a source outside a run that go into the name of a file
 # Settings that leave a number as it is, or that a key names in a better way.
 KEEPS_NUMBER = frozenset({"run", "data", "workers", "accelerator", "output", "cache", "random_init"})
+# Settings that came later: as they are by default, a number has the key that it had before.
+LATER: tuple[tuple[str, Any], ...] = (("layers", []), ("pooling", ["mean"]), ("pooling", "mean"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Source:
             images: a digest of each split; None: :meth:`digests_for` the settings.
             weights: ``random_init`` for the random twin, which architecture and seed determine; else the weights.
         """
-        settings = {name: value for name, value in asdict(config).items() if name not in KEEPS_NUMBER}
+        given = {name: value for name, value in asdict(config).items() if name not in KEEPS_NUMBER}
+        settings = {name: value for name, value in given.items() if (name, value) not in LATER}
         shown = [self.data.image_size, self.data.mean, self.data.std]
         is_twin = bool(weights) and weights != self.weights
         measured = digest_of(weights, self.info.describe()) if is_twin else self._weights_digest

@@ -1,12 +1,14 @@
 """Features of a split, wherever they come from: memory, disk, or the backbone."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from heatssl.data import ImageData, Split
 from heatssl.evaluation import feature_cache, processes
 from heatssl.evaluation.features import extract_features, extract_maps
+from heatssl.evaluation.readout import FINAL, Readout, widths
 from heatssl.evaluation.results import device_name
 from heatssl.evaluation.source import Source, digest_of, fingerprint
 
@@ -15,16 +17,19 @@ MAX_CACHED = 8  # splits whose features stay in memory: two weights, train and v
 _features: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 
 
-def split_features(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
+def split_features(
+    backbone: nn.Module, split: Split, source: Source, batch_size: int, readouts: Sequence[Readout] = (FINAL,)
+) -> tuple[Tensor, Tensor]:
     """Features (N, C) float32 and labels (N,) of a split, extracted once, see :mod:`heatssl.evaluation.feature_cache`.
 
     Of several processes each extracts a share, and has the whole in the end, bit for bit that of one process.
+    Features of several readouts lie side by side.
     """
-    key = _features_key(backbone, split, source, batch_size)
+    key = _features_key(backbone, split, source, batch_size, readouts)
     if key not in _features:
         found = feature_cache.load(key) if source.cache else None
         if not processes.everywhere(found is not None):
-            found = extract_shared(backbone, source.splits[split], source, batch_size)
+            found = extract_shared(backbone, source.splits[split], source, batch_size, readouts)
             # Images that have changed meanwhile belong to another key.
             if source.cache and processes.is_first() and source.digest_now(split) == source.digests[split]:
                 feature_cache.keep(key, *found)
@@ -35,7 +40,24 @@ def split_features(backbone: nn.Module, split: Split, source: Source, batch_size
     return _features[key]
 
 
-def extract_shared(backbone: nn.Module, images: ImageData, source: Source, batch_size: int) -> tuple[Tensor, Tensor]:
+def split_readouts(
+    backbone: nn.Module, split: Split, source: Source, batch_size: int, readouts: Sequence[Readout]
+) -> tuple[list[Tensor], Tensor]:
+    """The same with features (N, C) of each readout by itself: views of what is kept, not copies."""
+    features, labels = split_features(backbone, split, source, batch_size, readouts)
+    if len(readouts) == 1:
+        return [features], labels
+    sizes = widths(backbone.to(source.device), source.data.image_size, readouts)
+    return list(features.split(sizes, dim=1)), labels
+
+
+def extract_shared(
+    backbone: nn.Module,
+    images: ImageData,
+    source: Source,
+    batch_size: int,
+    readouts: Sequence[Readout] = (FINAL,),
+) -> tuple[Tensor, Tensor]:
     """Features (N, C) and labels (N,) of any images, not kept; of several processes each extracts a share."""
     rank, world = processes.rank_and_world()
     features, labels = extract_features(
@@ -47,11 +69,14 @@ def extract_shared(backbone: nn.Module, images: ImageData, source: Source, batch
         progress=rank == 0,
         rank=rank,
         world=world,
+        readouts=readouts,
     )
     return processes.gather(features), processes.gather(labels)
 
 
-def _features_key(backbone: nn.Module, split: Split, source: Source, batch_size: int) -> str:
+def _features_key(
+    backbone: nn.Module, split: Split, source: Source, batch_size: int, readouts: Sequence[Readout]
+) -> str:
     data = source.data
     return digest_of(
         fingerprint(backbone),
@@ -61,6 +86,7 @@ def _features_key(backbone: nn.Module, split: Split, source: Source, batch_size:
         batch_size,  # sums in another order differ in their last bits; likewise on other devices
         device_name(source.device),
         feature_cache.code(),
+        list(readouts),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heatssl.errors import UserError
-from heatssl.evaluation.checks import check_labels, check_maps
+from heatssl.evaluation.checks import check_grid, check_labels, check_maps
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import moments
 from heatssl.progress_bar import progress_bar
@@ -88,13 +88,9 @@ def token_probe(
             test that train lacks, no class with two images, or settings outside their range.
     """
     start = time.perf_counter()
-    if head not in HEADS:
-        raise UserError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
+    check_token_settings(head, depth, learning_rates, epochs, batch_size, held_out)
     epochs = EPOCHS[head] if epochs is None else epochs
     learning_rates = tuple(learning_rates) or LEARNING_RATES[head]
-    _check_settings(learning_rates, epochs, batch_size, held_out)
-    if depth < 1 or (depth > 1 and head != "block"):
-        raise UserError(f"depth={depth}: head=block has one block or more, and no other head has any")
     check_maps(train_maps, train_y, test_maps, test_y)
     check_labels(train_y, test_y)
     classes, statistics = int(train_y.max()) + 1, moments(train_maps)
@@ -242,8 +238,18 @@ def _evaluate(probe: TokenProbe, maps: Tensor, y: Tensor, rows: Tensor) -> tuple
     return (logits.argmax(dim=1) == labels).double().mean().item(), F.cross_entropy(logits, labels).item()
 
 
-def _check_settings(learning_rates: Sequence[float], epochs: int, batch_size: int, held_out: float) -> None:
-    if min(learning_rates) <= 0:
-        raise UserError(f"learning rates must be positive numbers, not {min(learning_rates):g}")
-    if epochs < 1 or batch_size < 1 or not 0 < held_out < 1:
+def check_token_settings(
+    head: str, depth: int, learning_rates: Sequence[float], epochs: int | None, batch_size: int, held_out: float
+) -> None:
+    """Settings of :func:`token_probe`, before maps cost time.
+
+    Raises:
+        UserError: on an unknown head, or a setting outside its range.
+    """
+    if head not in HEADS:
+        raise UserError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
+    if depth < 1 or (depth > 1 and head != "block"):
+        raise UserError(f"depth={depth}: head=block has one block or more, and no other head has any")
+    check_grid(learning_rates)
+    if (epochs is not None and epochs < 1) or batch_size < 1 or not 0 < held_out < 1:
         raise UserError("epochs and batch_size must be at least 1, and held_out between 0 and 1")

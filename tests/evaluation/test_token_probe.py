@@ -150,7 +150,7 @@ def test_bad_input_is_named() -> None:
             token_probe(*arguments)
     for message, settings in {
         "choose one of attentive, block": {"head": "linear"},
-        "learning rates must be positive": {"learning_rates": [0.0]},
+        "grid must hold positive numbers": {"learning_rates": [0.0]},
         "at least 1": {"epochs": 0},
         "no other head has any": {"depth": 4},
         "one block or more": {"head": "block", "depth": 0},
