@@ -11,6 +11,8 @@ from heatssl.evaluation.checks import check_features
 from heatssl.evaluation.processes import total
 from heatssl.progress_bar import progress_bar
 
+EXACT_BYTES = 2**30  # of a bank in float32
+
 
 def knn_accuracy(
     train_x: Tensor,
@@ -117,13 +119,19 @@ def check_neighbours(ks: Sequence[int], count: int, temperature: float | None) -
 
 @torch.inference_mode()
 def unit_bank(
-    x: Tensor, device: torch.device, prepare: Callable[[Tensor], Tensor] | None = None, chunk: int = 16384
+    x: Tensor,
+    device: torch.device,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    chunk: int = 16384,
+    most_bytes: int = EXACT_BYTES,
 ) -> Tensor:
-    """Features (N, C), prepared, at unit length, in float16 on the device: half the memory, cosines to about 1e-5.
+    """Features (N, C), prepared, at unit length, on the device, made by chunks.
 
-    Made by chunks, so that no second copy in float32 is ever there.
+    In float32 up to ``most_bytes``; beyond in float16: half the memory, cosines to about 1e-5, so that a bank of
+    ImageNet fits.
     """
-    bank = torch.empty(x.shape, dtype=torch.float16, device=device)
+    dtype = torch.float32 if 4 * x.numel() <= most_bytes else torch.float16
+    bank = torch.empty(x.shape, dtype=dtype, device=device)
     for rows, place in zip(x.split(chunk), bank.split(chunk), strict=True):
         given = rows.to(device).float()
         place.copy_(F.normalize(given if prepare is None else prepare(given), dim=1))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from heatssl.errors import UserError
@@ -24,7 +23,7 @@ class ProbeResult:
     """What :func:`linear_probe` found."""
 
     accuracy: float  # on test, in [0, 1]
-    held_out_accuracy: float  # of the selected point of the grid, on the part of train that selected it
+    held_out_accuracy: float | None  # of what was selected, on the part of train that selected it; None: no choice
     selected: float  # that point: a regularisation, or a learning rate
     probe: LinearProbe  # trained on the whole of train
     seconds: float
@@ -46,6 +45,8 @@ def linear_probe(
     progress: bool = False,
 ) -> ProbeResult:
     """Select a point of the grid on a held-out part of train, retrain with it on the whole of train, test once.
+
+    A single point leaves nothing to select, and is trained on the whole of train at once.
 
     The whole grid is trained in one pass, on each of several features of the same images: then the held-out part
     selects among them as well, as in DINOv2's evaluation (arXiv 2304.07193). The default solver,
@@ -84,18 +85,21 @@ def linear_probe(
         return logistic_regression(x, y, points, classes, iterations, progress=progress)
 
     points = tuple(grid) or (LEARNING_RATES if solver == "sgd" else REGULARISATIONS)
-    fit, held = stratified_split(train_y, held_out, seed)
-    scores = {}  # by features and point of the grid; of equals the first counts
-    for reading, x in enumerate(train_views):
-        for point, candidate in zip(points, train(x[fit], train_y[fit], points), strict=True):
-            accuracy, loss = accuracy_and_loss(candidate, x[held], train_y[held])
-            scores[reading, point] = (accuracy, -loss) if math.isfinite(loss) else (-1.0, -math.inf)
-    reading, point = max(scores, key=scores.__getitem__)
+    reading, point, held_out_accuracy = 0, points[0], None
+    if len(points) * len(train_views) > 1:
+        fit, held = stratified_split(train_y, held_out, seed)
+        scores = {}  # by features and point of the grid; of equals the first counts
+        for place, x in enumerate(train_views):
+            for each, candidate in zip(points, train(x[fit], train_y[fit], points), strict=True):
+                accuracy, loss = accuracy_and_loss(candidate, x[held], train_y[held])
+                scores[place, each] = (accuracy, -loss) if math.isfinite(loss) else (-1.0, -math.inf)
+        reading, point = max(scores, key=scores.__getitem__)
+        held_out_accuracy = scores[reading, point][0]
     (probe,) = train(train_views[reading], train_y, [point])
-    if scores[reading, point][0] < 0 or not torch.isfinite(probe.weight).all():
+    if not math.isfinite(accuracy_and_loss(probe, train_views[reading], train_y)[1]):
         raise UserError(f"the probe diverges at {point:g}, the best point of the grid: give a grid of smaller ones")
     accuracy, _ = accuracy_and_loss(probe, test_views[reading], test_y)
-    return ProbeResult(accuracy, scores[reading, point][0], point, probe, time.perf_counter() - start, reading)
+    return ProbeResult(accuracy, held_out_accuracy, point, probe, time.perf_counter() - start, reading)
 
 
 def check_probe_settings(solver: str, grid: Sequence[float], iterations: int, epochs: int, held_out: float) -> None:

@@ -42,7 +42,7 @@ def check_probe(config: ProbeConfig) -> None:
         return  # looks at its settings before it extracts anything
     if config.head != "linear":
         check_token_settings(config.head, config.depth, config.grid, config.epochs, BATCH, config.held_out)
-    elif is_few(config) and max(1, len(config.layers)) * len(config.pooling) > 1:
+    elif is_few(config) and _places(config) > 1:
         raise UserError("shots and share leave nothing to select on: give one of layers and one of pooling at most")
     elif not is_few(config):
         check_probe_settings(config.solver, config.grid, config.iterations, epochs_of(config), config.held_out)
@@ -73,6 +73,8 @@ def _unused(config: ProbeConfig) -> tuple[list[str], str]:
         return ["grid", "iterations", "epochs", "held_out"], "shots or share"
     if config.head != "linear":
         return ["solver", "iterations", "draws", "cache", "layers", "pooling"], f"head={config.head}"
+    if not _selects(config) and config.held_out != ProbeConfig().held_out:
+        return ["held_out"], "a single point of the grid"
     if config.solver == "sgd":
         return ["iterations", "draws"], "solver=sgd"
     return ["epochs", "draws"], f"solver={config.solver}"
@@ -121,7 +123,18 @@ def probe_method(config: ProbeConfig) -> str:
             f"learning rate {selected} in {trial_epochs(epochs)} epochs, retrained on all of it, {epochs} epochs"
         )
     if config.solver == "sgd":
-        trained, chosen, length = "SGD", "learning rate", f"{epochs_of(config)} epochs"
+        trained, point, length = "SGD", "learning rate", f"{epochs_of(config)} epochs"
     else:
-        trained, chosen, length = METHODS["linear"], "L2", f"at most {config.iterations} iterations"
-    return f"{trained} on standardised features, {chosen} {selected}, retrained on all of it, {length}"
+        trained, point, length = METHODS["linear"], "L2", f"at most {config.iterations} iterations"
+    chosen = f"{selected}, retrained on all of it" if _selects(config) else f"{config.grid[0]:g}"
+    return f"{trained} on standardised features, {point} {chosen}, {length}"
+
+
+def _selects(config: ProbeConfig) -> bool:
+    """Whether a linear probe has anything to select."""
+    return len(config.grid) != 1 or _places(config) > 1
+
+
+def _places(config: ProbeConfig) -> int:
+    """How many pairs of layer and pooling there are to read at."""
+    return max(1, len(config.layers)) * len(config.pooling)

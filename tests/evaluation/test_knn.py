@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from heatssl.errors import UserError
 from heatssl.evaluation import knn_accuracy
-from heatssl.evaluation.knn import knn_accuracies, unit_bank
+from heatssl.evaluation.knn import knn_accuracies, nearest, unit_bank
 
 
 def _clusters(count: int, seed: int, classes: int = 5, channels: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,9 +45,19 @@ def test_shares_of_processes_add_up() -> None:
 def test_a_float16_bank_of_any_scale_has_the_same_neighbours() -> None:
     """Features themselves may lie beyond the range of float16."""
     for scale in (1.0, 1e6, 1e-9):
-        bank = unit_bank(scale * TRAIN[0], torch.device("cpu"), chunk=7)
+        bank = unit_bank(scale * TRAIN[0], torch.device("cpu"), chunk=7, most_bytes=4 * TRAIN[0].numel() - 1)
         assert bank.dtype == torch.float16
         assert knn_accuracy(bank, TRAIN[1], *TEST, k=20) == pytest.approx(knn_accuracy(*TRAIN, *TEST, k=20), abs=0.01)
+
+
+def test_the_bank_of_the_command_has_scikit_learns_neighbours_exactly() -> None:
+    generator = torch.Generator().manual_seed(3)
+    bank, queries = (torch.randn(count, 64, generator=generator) for count in (2000, 500))
+    reference = KNeighborsClassifier(n_neighbors=20, metric="cosine").fit(bank, torch.zeros(2000))
+    expected = reference.kneighbors(queries, return_distance=False)
+    _, found = nearest(torch.nn.functional.normalize(queries), unit_bank(bank, torch.device("cpu")), 20)
+    # Two that are as near to within float32 may change places, but not with one that is left out.
+    assert [set(row) for row in found.tolist()] == [set(row) for row in expected.tolist()]
 
 
 def test_weighted_vote_equals_the_formula() -> None:
