@@ -90,7 +90,7 @@ def table(lines: list[str]) -> str:
         entry = json.loads(line)
         run = entry.pop("run")
         row = Row(**entry)
-        newest[run, row.data, row.title, row.score, row.target, row.split, str(row.seed)] = run, row
+        newest[run, row.data, row.digest, row.title, row.score, row.target, row.split, str(row.seed)] = run, row
     runs = dict.fromkeys(run for run, _ in newest.values())
     return "\n\n".join(f"## {run}\n\n{markdown([row for of, row in newest.values() if of == run])}" for run in runs)
 

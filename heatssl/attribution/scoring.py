@@ -1,11 +1,13 @@
 """``heatssl attribute score=true``: methods and scores over all images of a split, a batch at a time."""
 
+import hashlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from heatssl.data import (
     MaskedData,
     Subset,
     balanced_subset,
+    digest,
     eval_loader,
     has_masks,
     normalise,
@@ -36,6 +39,7 @@ from heatssl.progress_bar import progress_bar
 
 log = logging.getLogger(__name__)
 
+SHORT = 12  # letters of a digest: enough for people to tell images apart
 PerImage = dict[tuple[str, str], dict[str, float]]  # method and name of an image -> its scores
 
 
@@ -57,6 +61,8 @@ class _Images:
     masks: str  # what the object is, "" where there are no masks
     data: str
     split: str
+    root: str
+    digest: Callable[[], str]  # late: it asks for the state of every file
 
 
 def check_scores(given: Pictures | None, source: Source, config: AttributeConfig) -> None:
@@ -144,6 +150,8 @@ def _about(wish: Wish, images: _Images, source: Source, config: AttributeConfig)
         "target": wish.description,
         "data": images.data,
         "split": images.split,
+        "root": images.root,
+        "digest": images.digest()[:SHORT],
         "seed": config.seed,
         "source": source.origin,
         "backbone": source.info.describe(),
@@ -177,7 +185,16 @@ def _given(pictures: Pictures, batch_size: int) -> _Images:
             here = slice(first, first + batch_size)
             yield _Part(Pictures(pictures.images[here], pictures.names[here], pictures.labels[here]))
 
-    return _Images(parts(), count, "", "images", "given")
+    return _Images(parts(), count, "", "images", "given", "", lambda: _digest_of_files(pictures.names))
+
+
+def _digest_of_files(paths: list[str]) -> str:
+    """Hash of paths and contents, in order."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(f"{path}\n".encode("utf-8", "surrogateescape"))
+        found.update(hashlib.sha256(Path(path).expanduser().read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _of_split(source: Source, config: AttributeConfig) -> _Images:
@@ -211,7 +228,7 @@ def _of_split(source: Source, config: AttributeConfig) -> _Images:
 
     told = f"object: values {list(config.objects)} of the masks, {list(config.ignore)} ignored" if masked else ""
     name = split if split == "train" else source.split
-    return _Images(parts(), len(chosen), told, source.data.name, name)
+    return _Images(parts(), len(chosen), told, source.data.name, name, source.root or "", lambda: digest(data))
 
 
 def _masks(chosen: Subset, places: list[int], source: Source, config: AttributeConfig) -> tuple[Tensor, Tensor]:
