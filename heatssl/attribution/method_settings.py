@@ -14,14 +14,17 @@ OF_SCORES = ("score_count", "objects", "ignore")
 
 
 def method_options(name: str, config: AttributeConfig) -> dict[str, Any]:
-    """Of the settings, those that a method, or the base of its heat flow, takes, and ``chunk``; null: its own value."""
-    given = {"chunk": config.batch_size} | {key: getattr(config, key) for key in OF_METHODS}
+    """Of the settings, those that a method, or the base of its heat flow, takes, and ``chunk`` and ``seed``.
+
+    Settings that are null are left to the method.
+    """
+    given = {"chunk": config.batch_size, "seed": config.seed} | {key: getattr(config, key) for key in OF_METHODS}
     taken = _parameters(name)
     return {key: value for key, value in given.items() if value is not None and key in taken}
 
 
 def options_text(name: str, options: dict[str, Any]) -> str:
-    """Those that are not the method's own: ``border=0, steps=64``; ``chunk`` changes no map."""
+    """Those that are not the method's own: ``border=0, seed=1``; ``chunk`` changes no map."""
     taken = _parameters(name)
     changed = {key: value for key, value in sorted(options.items()) if value != taken[key].default}
     return ", ".join(f"{key}={_word(value)}" for key, value in changed.items() if key != "chunk")

@@ -37,6 +37,8 @@ def listed(run: Path) -> list[dict[str, object]]:
         ("heat_flow:ig", ["steps=3"], {"steps": 3}),  # the base's own option
         ("heat_flow", ["border=0"], {"border": 0.0}),
         ("smoothgrad", ["samples=2"], {"samples": 2}),
+        ("smoothgrad", ["seed=7"], {"seed": 7}),
+        ("heat_flow:rise", ["seed=7", "samples=4"], {"seed": 7, "samples": 4}),
         ("layercam", ["layer=blocks.0.norm1"], {"layer": "blocks.0.norm1"}),
         ("heat_flow:layercam", ["layer=blocks.0.norm1", "border=0.5"], {"layer": "blocks.0.norm1", "border": 0.5}),
     ],
