@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from heatssl.attribution import explain, method_names
+from heatssl.attribution.of_source import options_of_source
 from heatssl.attribution.pictures import pictures_of_split
 from heatssl.attribution.score_table import Row, markdown
 from heatssl.attribution.scoring import measure_scores
@@ -71,7 +72,7 @@ def measure(config: AttributeConfig) -> Iterator[Row]:
     source = with_classifier(config, open_source(config))
     source.backbone.to(source.device).eval()
     wish = read_target(config, source)
-    some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients
+    some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients by itself
     able = []
     for method in config.methods:
         try:
@@ -79,7 +80,7 @@ def measure(config: AttributeConfig) -> Iterator[Row]:
             able.append(method)
         except UserError as error:
             print(f"{config.run}: {method} is left out: {error}", flush=True)
-    rows, _ = measure_scores(wish, None, source, replace(config, methods=able))
+    rows, _ = measure_scores(wish, None, source, replace(config, methods=able), options_of_source(config, source, None))
     yield from rows
 
 

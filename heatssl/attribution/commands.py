@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
 from heatssl.attribution.extrapolation import write_extrapolation
 from heatssl.attribution.features import write_features
 from heatssl.attribution.method_settings import check_used, method_options, options_text
+from heatssl.attribution.of_source import options_of_source
 from heatssl.attribution.overlay import overlay
 from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels, write_photos
 from heatssl.attribution.score_table import markdown, write_scores
@@ -26,6 +28,7 @@ from heatssl.evaluation.source import Source, open_source
 from heatssl.files import disk_errors, write_atomically
 from heatssl.progress_bar import progress_bar
 
+Options = dict[str, Any]
 BRIGHTEST = 0.995  # quantile of a map that gets the brightest colour: one hot pixel must not darken the rest
 
 
@@ -76,15 +79,16 @@ def run_attribute(config: AttributeConfig) -> Path:
     wish = read_target(config, source)
     if kept and wish.probe is not None:
         raise UserError(f"target={config.target} needs a probe, which fits one checkpoint only: use target=self")
+    of_source = options_of_source(config, source, given)
     folder = source.output / "attribution"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if config.over_image:
         pictures = replace(pictures, photos=write_photos(folder, pictures, source.data))
-    maps = _explain_all(wish, pictures, source, config)
+    maps = _explain_all(wish, pictures, source, config, of_source)
     _list_maps(folder / "attribution.json", "maps", maps)  # what is written is listed, whatever becomes of the scores
     if scoring:
-        maps = _scored(maps, wish, given, source, config)
+        maps = _scored(maps, wish, given, source, config, of_source)
         _list_maps(folder / "attribution.json", "maps", maps)
     seen, step = (pictures.images, pictures.names, config.batch_size), source.info.step
     write_features(folder / "features.npz", source.backbone, *seen, source=source.origin, step=step)
@@ -93,7 +97,7 @@ def run_attribute(config: AttributeConfig) -> Path:
     steps = [
         entry
         for at_step in at_each_step(source, kept)
-        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, kept=True)
+        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, of_source, kept=True)
     ]
     if steps:
         _list_maps(folder / "attribution.json", "checkpoints", steps)
@@ -102,18 +106,21 @@ def run_attribute(config: AttributeConfig) -> Path:
 
 
 def _explain_all(
-    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, *, kept: bool = False
+    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, of_source: Options, *, kept: bool = False
 ) -> list[Map]:
     """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
     methods = progress_bar(config.methods, name="heatmaps", unit="method")
-    return [entry for method in methods for entry in _explain(method, wish, pictures, source, config, kept)]
+    return [
+        entry
+        for method in methods
+        for entry in _explain(method, method_options(method, config, of_source), wish, pictures, source, config, kept)
+    ]
 
 
 def _explain(
-    method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
+    method: str, options: Options, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
 ) -> list[Map]:
     mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
-    options = method_options(method, config)
     changed = options_text(method, options)
     kind = "_".join([method.replace(":", "_"), wish.kind, *re.findall(r"[\w.-]+", changed)])
     found = explain(source.backbone, pictures.images, method, wish.of(pictures), probe=wish.probe, **options)
@@ -145,9 +152,16 @@ def _explain(
     return entries
 
 
-def _scored(maps: list[Map], wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig) -> list[Map]:
+def _scored(
+    maps: list[Map],
+    wish: Wish,
+    given: Pictures | None,
+    source: Source,
+    config: AttributeConfig,
+    of_source: Options,
+) -> list[Map]:
     """Write and print the table of scores; the maps with those of their own."""
-    rows, per_image = measure_scores(wish, given, source, config)
+    rows, per_image = measure_scores(wish, given, source, config, of_source)
     write_scores(source.output / "attribution", rows)
     print(markdown(rows) + "\n", flush=True)
     return [

@@ -47,15 +47,20 @@ class Pictures:
 
 
 def pictures_of_split(config: AttributeConfig, source: Source) -> Pictures:
-    """``count`` images of the split, spread over its classes; a warning names each that cannot be read.
+    """``config.count`` images of the split, see :func:`balanced_pictures`."""
+    return balanced_pictures(config, source, config.count)
+
+
+def balanced_pictures(config: AttributeConfig, source: Source, count: int) -> Pictures:
+    """Images of the split, spread over its classes; a warning names each that cannot be read.
 
     Raises:
         UserError: when none of them can be read, or of a hundred and more too many cannot.
     """
     data = open_images(source.data, split_of(config))
-    chosen = balanced_subset(data, config.count, config.seed)
+    chosen = balanced_subset(data, count, config.seed)
     # So few images are read faster without starting workers.
-    loader = eval_loader(chosen, replace(source.data, workers=0), batch_size=config.count)
+    loader = eval_loader(chosen, replace(source.data, workers=0), batch_size=count)
     (batch,) = loader
     if not len(batch.images):
         raise UserError(

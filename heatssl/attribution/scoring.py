@@ -5,9 +5,10 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def check_scores(given: Pictures | None, source: Source, config: AttributeConfig
 
 
 def measure_scores(
-    wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig
+    wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig, of_source: Mapping[str, Any]
 ) -> tuple[list[Row], PerImage]:
     """Score every method, and the control ``centre``, by every score asked for. Memory holds one batch and the scores.
 
@@ -80,6 +81,7 @@ def measure_scores(
         given: the user's own images; None: those of the split.
         source: weights and data.
         config: which methods, scores and images.
+        of_source: options of methods, see :func:`heatssl.attribution.of_source.options_of_source`.
 
     Returns:
         A row for each method and score, and the scores of single images.
@@ -93,7 +95,7 @@ def measure_scores(
     methods = [*dict.fromkeys(config.methods), CENTRE]
     per_image: PerImage = {}
     seconds = dict.fromkeys(methods, 0.0)
-    options = {method: method_options(method, config) for method in config.methods}
+    options = {method: method_options(method, config, of_source) for method in config.methods}
     options[CENTRE] = {"chunk": config.batch_size}
     with progress_bar(total=images.count * len(methods), name="scores", unit="map") as bar:
         for part in images.parts:

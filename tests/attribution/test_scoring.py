@@ -119,6 +119,20 @@ def test_masks_of_files_and_pixels_that_do_not_count(run: Path, masked: Path) ->
     assert without["mean"] == pytest.approx(0.5, abs=0.06)
 
 
+def test_one_image_that_is_left_over_has_the_baselines_of_all(run: Path, masked: Path) -> None:
+    """The last batch of one used to end the command; and every batch had other baselines than the maps shown."""
+    methods = ["expected_gradients", "gradcam"]
+    run_attribute(config(run, methods=methods, samples=2, scores=["deletion"], score_count=5, batch_size=2))
+    assert rows_of(run)["expected_gradients", "deletion"]["images"] == 5
+    (file, *_) = sorted((masked / "val" / "a").glob("*.png"))
+    run_attribute(config(run, methods=methods, samples=2, score=False, images=[str(file)]))
+    maps = json.loads((run / "attribution" / "attribution.json").read_text())["maps"]
+    assert ("expected_gradients", str(file)) in {(entry["method"], entry["image"]) for entry in maps}
+    alone = {"run": str(run / "backbone.safetensors"), "output": str(run), "methods": methods[:1], "score": False}
+    with pytest.raises(UserError, match="there is one: give two or more, or data="):
+        run_attribute(AttributeConfig(**alone, images=[str(file)], workers=0))
+
+
 def test_without_masks_there_are_the_other_scores(run: Path, masked: Path) -> None:
     files = [str(file) for file in sorted((masked / "val" / "a").glob("*.png"))]
     run_attribute(config(run, images=files, score_count=None))
