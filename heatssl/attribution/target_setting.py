@@ -1,6 +1,7 @@
 """What the setting ``target`` of ``heatssl attribute`` stands for."""
 
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -183,11 +184,13 @@ def _region(word: str, source: Source) -> Wish:
         values = [float(number) for number in numbers.split(",")]
     except ValueError:
         values = []
-    if not path or len(values) not in (2, 4):
+    if not path or len(values) not in (2, 4) or not all(map(math.isfinite, values)):
         raise UserError(
             f"target={word} is no region: write region:FILE@x,y or region:FILE@x,y,w,h, in pixels, or in fractions "
             "with a point as in 0.5"
         )
+    if min(values[2:], default=0) < 0:
+        raise UserError(f"target={word} has a negative size: write x,y of its top left corner, then width and height")
     picture = read_picture(path, source)
     width, height = decode(Path(path).expanduser().read_bytes()).size
     x, y, w, h = [*values, 0.0, 0.0][:4]

@@ -78,6 +78,8 @@ def test_other_options_are_other_columns_and_other_rows(run: Path) -> None:
         (["methods=[heat_flow:uniform]", "layer=blocks.0"], "heat_flow:uniform takes no layer"),
         (["methods=[gradcam]", "border=0"], "takes no border: leave it out, or use one of heat_flow"),
         (["methods=[heat_flow]", "border=-1"], "border at least 0"),
+        (["methods=[heat_flow]", "border=nan"], "border at least 0, and finite"),
+        (["methods=[heat_flow]", "border=.inf"], "border at least 0, and finite"),
         (["methods=[heat_flow:gradcan]"], "did you mean 'gradcam'"),
         (["count=3", "x.jpg"], "count=3 has no effect with images of your own"),
         (["split=train", "x.jpg"], "split=train has no effect with images of your own"),
@@ -101,7 +103,7 @@ def test_settings_without_effect_are_refused(
 def test_one_method_that_takes_an_option_is_enough() -> None:
     config = AttributeConfig(border=0.0, steps=64, layer="blocks.0")
     check_used(config)
-    assert {method: sorted(method_options(method, config)) for method in config.methods} == {
+    assert {method: sorted(method_options(method, config, {})) for method in config.methods} == {
         "gradcam": ["chunk", "layer"],
         "integrated_gradients": ["chunk", "steps"],
         "heat_flow": ["border", "chunk", "layer"],

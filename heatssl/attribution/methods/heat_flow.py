@@ -1,5 +1,6 @@
 """Heat flow: another method's map as a source of heat that spreads over the graph of alike positions. Ours."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from heatssl.attribution.attribute import find_method
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.layers import fields
 from heatssl.attribution.targets import Target
+from heatssl.errors import UserError
 from heatssl.ops import full_precision
 
 UNIFORM = "uniform"  # in the place of a base method: the same heat everywhere
@@ -61,8 +63,13 @@ def heat_flow(
         Maps (B, h, w) >= 0 on the grid of the final map; no completeness error.
 
     Raises:
-        UserError: on an unknown base method, or what that raises; on a model without a final map.
+        UserError: on an unknown base method, or what that raises; on a model without a final map; on numbers that are
+            negative or not finite.
     """
+    numbers = {"conductivity": conductivity, "sharpness": sharpness, "neighbours": neighbours, "border": border}
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:  # NaN is neither
+            raise UserError(f"{name}={value} of heat_flow must be a finite number, at least 0")
     if base == UNIFORM:
         source = torch.ones(len(images), 1, 1, device=images.device)
     else:
