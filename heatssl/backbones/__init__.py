@@ -2,7 +2,6 @@
 
 from heatssl.backbones.create import create_backbone
 from heatssl.backbones.encode import (
-    as_field,
     encode_block,
     encode_visible,
     feature_map,
@@ -10,6 +9,7 @@ from heatssl.backbones.encode import (
     patches_shown,
     pooled_features,
 )
+from heatssl.backbones.fields import as_field
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.mask_token import embedding_width, encode_masked
 from heatssl.backbones.normalisers import NormaliserSettings
