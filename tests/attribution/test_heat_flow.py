@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.attribution import attribute
-from heatssl.attribution.methods.heat_flow import affinity, steady_state
+from heatssl.attribution.heat_graph import affinity, steady_state
 from heatssl.backbones import feature_map
 from heatssl.errors import UserError
 
