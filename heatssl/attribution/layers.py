@@ -62,7 +62,10 @@ def fields_and_gradients(
             (gradient,) = torch.autograd.grad(score.sum(), leaves[-1], allow_unused=True)
         if gradient is None:
             raise UserError("the target does not depend on the chosen layer: choose an earlier layer=")
-        yield as_field(model, leaves[-1].detach().float(), points), as_field(model, gradient.float(), points)
+        field, slope = (as_field(model, tensor.detach().float(), points) for tensor in (leaves[-1], gradient))
+        if gradient.any() and not slope.any():
+            raise UserError("the target reads the class token alone of the chosen layer: choose an earlier layer=")
+        yield field, slope
 
 
 @torch.no_grad()
