@@ -62,7 +62,7 @@ def fields_and_gradients(
             (gradient,) = torch.autograd.grad(score.sum(), leaves[-1], allow_unused=True)
         if gradient is None:
             raise UserError("the target does not depend on the chosen layer: choose an earlier layer=")
-        field, slope = (as_field(model, tensor.detach().float(), points) for tensor in (leaves[-1], gradient))
+        field, slope = (of_images(model, tensor.detach(), points) for tensor in (leaves[-1], gradient))
         if gradient.any() and not slope.any():
             raise UserError("the target reads the class token alone of the chosen layer: choose an earlier layer=")
         yield field, slope
@@ -85,7 +85,21 @@ def fields(model: nn.Module, images: Tensor, layer: Layer, chunk: int) -> Iterat
             model(points)
         if not outputs:
             raise UserError("the chosen layer takes no part in the forward pass: choose another layer=")
-        yield as_field(model, outputs[-1].float(), points)
+        yield of_images(model, outputs[-1], points)
+
+
+def of_images(model: nn.Module, output: Tensor, images: Tensor) -> Tensor:
+    """What a layer returns for a batch of images as a field (B, C, h, w) float32.
+
+    Raises:
+        UserError: when it is no grid of positions, or there is not one of each image.
+    """
+    if len(output) != len(images):
+        raise UserError(
+            f"a layer of {type(model).__name__} returns {tuple(output.shape)} for {len(images)} images, windows or "
+            "heads: choose another layer"
+        )
+    return as_field(model, output.float(), images)
 
 
 def default_layer(model: nn.Module, target: Target) -> Layer:

@@ -5,11 +5,10 @@ from heatssl.backbones.encode import (
     encode_block,
     encode_visible,
     feature_map,
-    is_token_model,
     patches_shown,
     pooled_features,
 )
-from heatssl.backbones.fields import as_field
+from heatssl.backbones.fields import as_field, is_token_model
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.mask_token import embedding_width, encode_masked
 from heatssl.backbones.normalisers import NormaliserSettings

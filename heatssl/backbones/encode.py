@@ -5,7 +5,6 @@ are driven for a chosen set of patches, so that hidden patches cost nothing at a
 work: this file only decides which rows of them are used.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,10 +14,9 @@ import torch
 from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
 from timm.models import checkpoint, checkpoint_seq
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from heatssl.backbones.fields import as_field, field_or_none
+from heatssl.backbones.fields import as_field, field_or_none, is_token_model, takes_visible
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.errors import UserError
 
@@ -127,7 +125,7 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
     grid = backbone.patch_embed.grid_size
     if images.ndim == 4:
         grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
-    if _takes_visible(backbone):
+    if takes_visible(backbone):
         with _showing(visible, grid):
             return backbone.forward_features(images, visible=visible)
     tokens = embed_patches(backbone.patch_embed, images, visible)
@@ -156,15 +154,6 @@ def _showing(visible: Tensor, grid: tuple[int, int]) -> Iterator[None]:
         yield
     finally:
         _now.shown = before
-
-
-def is_token_model(backbone: Backbone) -> bool:
-    """Whether :func:`encode_visible` can run this model."""
-    return _takes_visible(backbone) or isinstance(backbone, VisionTransformer | Eva)
-
-
-def _takes_visible(backbone: Backbone) -> bool:
-    return "visible" in inspect.signature(backbone.forward_features).parameters
 
 
 def _has_other_size(backbone: Backbone, images: Tensor) -> bool:

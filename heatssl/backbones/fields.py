@@ -1,9 +1,12 @@
 """What a layer returns, as a field of positions."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
 
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from heatssl.errors import UserError
@@ -35,9 +38,20 @@ def as_field(backbone: Any, output: Tensor, images: Tensor) -> Tensor:
 
 def field_or_none(backbone: Any, output: object, images: Tensor) -> Tensor | None:
     """:func:`as_field`, or None where that refuses."""
-    if not isinstance(output, Tensor) or len(output) != len(images):  # of windows there are more
+    if not isinstance(output, Tensor):
         return None
     return _of_map(backbone, output, images) if output.ndim == 4 else _of_tokens(backbone, output, images)
+
+
+def is_token_model(backbone: Any) -> bool:
+    """Whether :func:`heatssl.backbones.encode_visible` can run this model."""
+    return takes_visible(backbone) or isinstance(backbone, VisionTransformer | Eva)
+
+
+def takes_visible(backbone: Any) -> bool:
+    """Whether the model itself can be told which patches are visible."""
+    forward_features = getattr(backbone, "forward_features", None)
+    return forward_features is not None and "visible" in inspect.signature(forward_features).parameters
 
 
 def patch_sides(backbone: Any) -> Grid | None:
@@ -71,20 +85,26 @@ def _of_tokens(backbone: Any, output: Tensor, images: Tensor) -> Tensor | None:
     if hasattr(backbone, "reroll"):  # Hiera keeps its tokens by windows, and knows the order of each of its blocks
         blocks = [block for block, (_, size) in backbone.reroll.schedule.items() if math.prod(size) == count]
         return backbone.reroll(output, blocks[0]).permute(0, 3, 1, 2) if blocks else None
-    # Layers ahead of the class token have none, such as those of CaiT.
-    prefixes = [int(getattr(backbone, "num_prefix_tokens", 0)), 0, int(hasattr(backbone, "cls_token"))]
-    found = [grid for grid in _grids(backbone, images) for prefix in prefixes if math.prod(grid) == count - prefix]
+    prefix = int(getattr(backbone, "num_prefix_tokens", 0))
+    grids, prefixes = [*_of_patches(backbone, images)], [prefix]
+    if not is_token_model(backbone):  # where another number of tokens is that of visible patches, which lie anywhere
+        prefixes += [0, int(hasattr(backbone, "cls_token"))]  # layers ahead of a class token have none, as in CaiT
+        grids += _of_any_stride(images) if len(output) == len(images) else []  # of windows there are more
+    found = [grid for grid in grids for prefix in prefixes if math.prod(grid) == count - prefix]
     if not found:
         return None
     return output[:, count - math.prod(found[0]) :].transpose(1, 2).unflatten(2, found[0])
 
 
-def _grids(backbone: Any, images: Tensor) -> Iterator[Grid]:
-    """Those that tokens may lie on, row by row: of the patches, then those of any stride."""
-    height, width = images.shape[2:]
+def _of_patches(backbone: Any, images: Tensor) -> Iterator[Grid]:
     patch = patch_sides(backbone)
     if patch is not None:
-        yield height // patch[0], width // patch[1]
+        yield images.shape[2] // patch[0], images.shape[3] // patch[1]
+
+
+def _of_any_stride(images: Tensor) -> Iterator[Grid]:
+    """Grids that tokens may lie on, row by row."""
+    height, width = images.shape[2:]
     for stride in range(1, min(height, width) // 2 + 1):
         yield height // stride, width // stride
         yield -(-height // stride), -(-width // stride)

@@ -30,7 +30,7 @@ def test_a_cube_is_laid_out_as_the_models_own_map():
     assert torch.equal(as_field(CHANNELS_LAST, cube, images), cube.permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("shape", [(2, 9, 64, 5), (8, 24, 4, 4), (2, 15, 24), (2, 24)])
+@pytest.mark.parametrize("shape", [(2, 9, 64, 5), (8, 16, 24), (2, 15, 24), (2, 24)])
 def test_what_is_no_grid_of_the_image_is_refused(shape):
     """The second are windows: more of them than images."""
     with pytest.raises(UserError, match="no grid: choose another layer"):
@@ -67,6 +67,14 @@ def test_models_of_timm_whose_end_is_no_plain_map_have_one(name, side):
     field = feature_map(model, images)
     assert field.shape[2:] == (side, side)
     assert torch.allclose(pooled_features(model, images), field.mean(dim=(2, 3)))
+
+
+def test_visible_patches_are_no_smaller_grid():
+    """Four of sixteen, and a class token, lie anywhere; and so do fifteen."""
+    model = create_backbone("vit_tiny_patch16_224", 64, depth=1).eval()
+    for tokens in (5, 4, 16):
+        with pytest.raises(UserError, match="no grid"):
+            as_field(model, torch.zeros(2, tokens, 192), torch.zeros(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize("block", [0, 3, 11])
