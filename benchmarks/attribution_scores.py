@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from heatssl.attribution import explain, method_names
+from heatssl.attribution.of_source import options_of_source
 from heatssl.attribution.pictures import pictures_of_split
 from heatssl.attribution.score_table import Row, markdown
 from heatssl.attribution.scoring import measure_scores
@@ -71,7 +72,7 @@ def measure(config: AttributeConfig) -> Iterator[Row]:
     source = with_classifier(config, open_source(config))
     source.backbone.to(source.device).eval()
     wish = read_target(config, source)
-    some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients
+    some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients by itself
     able = []
     for method in config.methods:
         try:
@@ -79,7 +80,7 @@ def measure(config: AttributeConfig) -> Iterator[Row]:
             able.append(method)
         except UserError as error:
             print(f"{config.run}: {method} is left out: {error}", flush=True)
-    rows, _ = measure_scores(wish, None, source, replace(config, methods=able))
+    rows, _ = measure_scores(wish, None, source, replace(config, methods=able), options_of_source(config, source, None))
     yield from rows
 
 
@@ -90,7 +91,7 @@ def table(lines: list[str]) -> str:
         entry = json.loads(line)
         run = entry.pop("run")
         row = Row(**entry)
-        newest[run, row.data, row.title, row.score, row.target, row.split, str(row.seed)] = run, row
+        newest[run, row.data, row.digest, row.title, row.score, row.target, row.split, str(row.seed)] = run, row
     runs = dict.fromkeys(run for run, _ in newest.values())
     return "\n\n".join(f"## {run}\n\n{markdown([row for of, row in newest.values() if of == run])}" for run in runs)
 

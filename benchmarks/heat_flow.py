@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.attribution import attribute, method_names
-from heatssl.attribution.methods.heat_flow import UNIFORM, affinity, steady_state
+from heatssl.attribution.heat_graph import affinity, steady_state
+from heatssl.attribution.methods.heat_flow import UNIFORM
 from heatssl.backbones import feature_map
 from heatssl.config import DataConfig
 from heatssl.data import eval_loader, normalise, open_masked

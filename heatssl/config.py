@@ -229,6 +229,7 @@ class AttributeConfig(EvaluationConfig):
     samples: int | None = None  # of smoothgrad, rise and expected_gradients; null: as many as each has by itself
     layer: str | None = None  # gradcam and its kin, law_residual, ...: blocks.3 or another module; null: the final map
     border: float | None = None  # heat_flow: how well heat leaves at the border; 0: not at all; null: 0.1
+    law: str | None = None  # law_residual: run or laplace; null: that of the run where it has one, else laplace
     checkpoints: bool = False  # also by the weights that the run has kept on its way, see trainer.keep_every
     size: int = 256  # pixels of the written overlays
     over_image: bool = True  # false: the heat alone, for images that must not be passed on

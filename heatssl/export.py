@@ -10,7 +10,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from heatssl.backbones import create_backbone
 from heatssl.backbones.create import TIMM_SOURCES
@@ -110,7 +110,7 @@ def load_backbone(source: str | Path, *, classifier: bool = False) -> tuple[nn.M
     Raises:
         UserError: when the folder is missing or holds no backbone, when the weights do not fit the
             architecture that the JSON or the name describes, when timm has no weights for the name, and when they have
-            no classifier but one is asked for.
+            no classifier but one is asked for. That of ``heatssl finetune`` is :func:`load_head`'s.
     """
     text = str(source)
     if text.startswith(("timm:", *TIMM_SOURCES)):
@@ -137,6 +137,38 @@ def load_backbone(source: str | Path, *, classifier: bool = False) -> tuple[nn.M
         )
     backbone.load_state_dict(tensors)
     return backbone.eval(), info
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear layer that ``heatssl finetune`` has trained on the mean over positions."""
+
+    weight: Tensor  # (K, C)
+    bias: Tensor  # (K,)
+    classes: list[str]  # K names
+
+
+def load_head(source: str | Path) -> Head | None:
+    """The head of a file of ``heatssl finetune``, whose backbone :func:`load_backbone` gives; None: it has none.
+
+    Raises:
+        UserError: when the file says nothing of the classes, or something else.
+    """
+    path, name = _file_and_name(str(source))
+    if is_run(source) or name or path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            if not {"head.weight", "head.bias"} <= set(file.keys()) or "classes" not in (file.metadata() or {}):
+                return None
+            head = Head(
+                file.get_tensor("head.weight"), file.get_tensor("head.bias"), json.loads(file.metadata()["classes"])
+            )
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again") from error
+    if len(head.classes) != len(head.weight):
+        raise UserError(f"{path} has {len(head.weight)} logits, but {len(head.classes)} classes: copy it again")
+    return head
 
 
 def _backbone_tensors(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -297,6 +329,8 @@ def _from_timm(name: str, classifier: bool) -> tuple[nn.Module, BackboneInfo]:
         raise
     except Exception as error:
         # Each downloader behind timm has exceptions of its own; to the user they all mean the same.
+        if not pretrained:
+            raise UserError(f"{name} cannot be created ({type(error).__name__}: {error}): choose another") from error
         raise UserError(
             f"the weights of {name} could not be loaded ({type(error).__name__}): "
             f"check the name and the network, fill timm's cache, or use timm:NAME?random"

@@ -114,8 +114,11 @@ def method_names() -> list[str]:
 
 
 def full_name(name: str) -> str:
-    """``ig`` is what everybody calls integrated gradients; ``heat_flow:ig`` is heat_flow of them."""
-    return ":".join("integrated_gradients" if part == "ig" else part for part in name.split(":"))
+    """``ig`` is what everybody calls integrated gradients; ``heat_flow:ig`` is heat_flow of them.
+
+    ``heat_flow:`` names no base, and is ``heat_flow``.
+    """
+    return ":".join("integrated_gradients" if part == "ig" else part for part in name.rstrip(":").split(":"))
 
 
 def find_method(name: str) -> Method:

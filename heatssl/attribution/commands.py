@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,12 @@ from heatssl.attribution.attribute import explain, full_name
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
 from heatssl.attribution.extrapolation import write_extrapolation
 from heatssl.attribution.features import write_features
+from heatssl.attribution.fitness import check_fitness
 from heatssl.attribution.method_settings import check_used, method_options, options_text
-from heatssl.attribution.overlay import overlay
-from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels, write_photos
+from heatssl.attribution.of_source import options_of_source
+from heatssl.attribution.overlay import picture_of
+from heatssl.attribution.photos import read_list, remove_photos, write_photos
+from heatssl.attribution.pictures import Pictures, given_pictures, pictures_of_split, pixels
 from heatssl.attribution.score_table import markdown, write_scores
 from heatssl.attribution.scoring import check_scores, measure_scores
 from heatssl.attribution.target_setting import Wish, read_target, with_classifier
@@ -26,7 +30,7 @@ from heatssl.evaluation.source import Source, open_source
 from heatssl.files import disk_errors, write_atomically
 from heatssl.progress_bar import progress_bar
 
-BRIGHTEST = 0.995  # quantile of a map that gets the brightest colour: one hot pixel must not darken the rest
+Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def run_attribute(config: AttributeConfig) -> Path:
         UserError: on unknown methods, targets or images, a probe that is missing or belongs to other weights, or
             checkpoints that there are not.
     """
-    config = replace(config, methods=list(dict.fromkeys(map(full_name, config.methods))))
+    config = replace(config, methods=list(dict.fromkeys(filter(None, map(full_name, config.methods)))))
     if config.count < 1 or config.steps < 1 or config.size < 16:
         raise UserError("count and steps must be at least 1 and size at least 16 pixels")
     check_used(config)
@@ -76,24 +80,29 @@ def run_attribute(config: AttributeConfig) -> Path:
     wish = read_target(config, source)
     if kept and wish.probe is not None:
         raise UserError(f"target={config.target} needs a probe, which fits one checkpoint only: use target=self")
+    of_source = options_of_source(config, source, given)
+    check_fitness(wish, pictures, source, config, of_source)
     folder = source.output / "attribution"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if config.over_image:
         pictures = replace(pictures, photos=write_photos(folder, pictures, source.data))
-    maps = _explain_all(wish, pictures, source, config)
+    else:
+        remove_photos(folder)
+    maps = _explain_all(wish, pictures, source, config, of_source)
     _list_maps(folder / "attribution.json", "maps", maps)  # what is written is listed, whatever becomes of the scores
     if scoring:
-        maps = _scored(maps, wish, given, source, config)
+        maps = _scored(maps, wish, given, source, config, of_source)
         _list_maps(folder / "attribution.json", "maps", maps)
     seen, step = (pictures.images, pictures.names, config.batch_size), source.info.step
     write_features(folder / "features.npz", source.backbone, *seen, source=source.origin, step=step)
     run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
     write_extrapolation(folder / "extrapolation.npz", run, *seen)
+    of_any_step = {name: value for name, value in of_source.items() if name != "law"}  # a run keeps the last one only
     steps = [
         entry
         for at_step in at_each_step(source, kept)
-        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, kept=True)
+        for entry in _explain_all(read_target(config, at_step), pictures, at_step, config, of_any_step, kept=True)
     ]
     if steps:
         _list_maps(folder / "attribution.json", "checkpoints", steps)
@@ -102,18 +111,21 @@ def run_attribute(config: AttributeConfig) -> Path:
 
 
 def _explain_all(
-    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, *, kept: bool = False
+    wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, of_source: Options, *, kept: bool = False
 ) -> list[Map]:
     """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
     methods = progress_bar(config.methods, name="heatmaps", unit="method")
-    return [entry for method in methods for entry in _explain(method, wish, pictures, source, config, kept)]
+    return [
+        entry
+        for method in methods
+        for entry in _explain(method, method_options(method, config, of_source), wish, pictures, source, config, kept)
+    ]
 
 
 def _explain(
-    method: str, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
+    method: str, options: Options, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
 ) -> list[Map]:
     mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
-    options = method_options(method, config)
     changed = options_text(method, options)
     kind = "_".join([method.replace(":", "_"), wish.kind, *re.findall(r"[\w.-]+", changed)])
     found = explain(source.backbone, pictures.images, method, wish.of(pictures), probe=wish.probe, **options)
@@ -121,11 +133,8 @@ def _explain(
     shown = pixels(pictures.images, source.data)
     entries = []
     for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
-        magnitude = np.abs(raw)
-        largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
         file = f"attribution/{mark}{index:03d}_{kind}{step}.png"
-        background = image if config.over_image else None
-        picture = overlay(background, magnitude / largest, size=config.size, largest=largest)
+        picture = picture_of(raw, image if config.over_image else None, size=config.size)
         _write_picture(source.output / file, picture)
         _write_array((source.output / file).with_suffix(".npy"), raw)
         entries.append(
@@ -145,9 +154,16 @@ def _explain(
     return entries
 
 
-def _scored(maps: list[Map], wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig) -> list[Map]:
+def _scored(
+    maps: list[Map],
+    wish: Wish,
+    given: Pictures | None,
+    source: Source,
+    config: AttributeConfig,
+    of_source: Options,
+) -> list[Map]:
     """Write and print the table of scores; the maps with those of their own."""
-    rows, per_image = measure_scores(wish, given, source, config)
+    rows, per_image = measure_scores(wish, given, source, config, of_source)
     write_scores(source.output / "attribution", rows)
     print(markdown(rows) + "\n", flush=True)
     return [
@@ -171,13 +187,8 @@ def _write_array(path: Path, array: NDArray[np.float32]) -> None:
 
 def _list_maps(path: Path, name: str, maps: list[Map]) -> None:
     """Add to a list of ``attribution.json``, whole or not at all; an entry of the same file is replaced."""
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"maps": []}
-        kept = [entry for entry in before.get(name, []) if entry["file"] not in {item.file for item in maps}]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a list of heatmaps ({error}): move it away and run the command again"
-        ) from error
+    before = read_list(path)
+    kept = [entry for entry in before.get(name, []) if entry["file"] not in {item.file for item in maps}]
     content = json.dumps(before | {name: kept + [asdict(item) for item in maps]}, indent=2)
     write_atomically(path, lambda file: file.write(content.encode()))
 

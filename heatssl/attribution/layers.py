@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from heatssl.attribution.points import owners
 from heatssl.attribution.targets import Target
 from heatssl.backbones import as_field, feature_map
+from heatssl.backbones.fields import field_or_none
 from heatssl.errors import UserError
 
 # A module or its dotted name; None: the final map, see default_layer.
@@ -61,7 +62,10 @@ def fields_and_gradients(
             (gradient,) = torch.autograd.grad(score.sum(), leaves[-1], allow_unused=True)
         if gradient is None:
             raise UserError("the target does not depend on the chosen layer: choose an earlier layer=")
-        yield as_field(model, leaves[-1].detach().float(), points), as_field(model, gradient.float(), points)
+        field, slope = (of_images(model, tensor.detach(), points) for tensor in (leaves[-1], gradient))
+        if gradient.any() and not slope.any():
+            raise UserError("the target reads the class token alone of the chosen layer: choose an earlier layer=")
+        yield field, slope
 
 
 @torch.no_grad()
@@ -81,7 +85,21 @@ def fields(model: nn.Module, images: Tensor, layer: Layer, chunk: int) -> Iterat
             model(points)
         if not outputs:
             raise UserError("the chosen layer takes no part in the forward pass: choose another layer=")
-        yield as_field(model, outputs[-1].float(), points)
+        yield of_images(model, outputs[-1], points)
+
+
+def of_images(model: nn.Module, output: Tensor, images: Tensor) -> Tensor:
+    """What a layer returns for a batch of images as a field (B, C, h, w) float32.
+
+    Raises:
+        UserError: when it is no grid of positions, or there is not one of each image.
+    """
+    if len(output) != len(images):
+        raise UserError(
+            f"a layer of {type(model).__name__} returns {tuple(output.shape)} for {len(images)} images, windows or "
+            "heads: choose another layer"
+        )
+    return as_field(model, output.float(), images)
 
 
 def default_layer(model: nn.Module, target: Target) -> Layer:
@@ -97,7 +115,10 @@ def default_layer(model: nn.Module, target: Target) -> Layer:
 
 def reads_class_token(model: nn.Module) -> bool:
     """Whether the classifier of a timm vision transformer leaves its final patch tokens unread."""
-    return hasattr(model, "blocks") and getattr(model, "global_pool", None) == "token"
+    blocks = getattr(model, "blocks", None)
+    return isinstance(blocks, nn.Sequential | nn.ModuleList) and (
+        getattr(model, "global_pool", None) == "token" and hasattr(blocks[-1], "norm1")
+    )
 
 
 @contextmanager
@@ -117,18 +138,31 @@ def intercepted(model: nn.Module, layer: Layer, change: Callable[[Tensor], Tenso
             handle.remove()
         return
     _check_has_final_map(model)
-    forward_features: Callable[..., Tensor] = model.forward_features  # type: ignore[assignment]
+    forward_features: Callable[..., Any] = model.forward_features  # type: ignore[assignment]
+    forward_intermediates: Callable[..., Any] | None = getattr(model, "forward_intermediates", None)
 
     @wraps(forward_features)
-    def changed(*arguments: Any, **options: Any) -> Tensor:
-        return change(_tensor(forward_features(*arguments, **options)))
+    def changed(images: Tensor, *arguments: Any, **options: Any) -> Any:
+        output = forward_features(images, *arguments, **options)
+        # Where it is no map, feature_map looks for one in forward_intermediates.
+        is_map = forward_intermediates is None or field_or_none(model, output, images) is not None
+        return change(_tensor(output)) if is_map else output
 
-    # forward_features is a method, no module, so it takes no hook: shadow it on this one object for a while.
-    setattr(model, "forward_features", changed)  # noqa: B010 - typed as a submodule
+    def changed_intermediates(*arguments: Any, **options: Any) -> list[Tensor]:
+        assert forward_intermediates is not None  # else it is not in the place of anything
+        return [change(_tensor(output)) for output in forward_intermediates(*arguments, **options)]
+
+    # These are methods, no modules, so they take no hook: shadow them on this one object for a while.
+    shadows: dict[str, Callable[..., Any]] = {"forward_features": changed}
+    if forward_intermediates is not None:
+        shadows["forward_intermediates"] = changed_intermediates
+    for name, shadow in shadows.items():
+        setattr(model, name, shadow)
     try:
         yield
     finally:
-        del model.forward_features
+        for name in shadows:
+            delattr(model, name)
 
 
 def _check_has_final_map(model: nn.Module) -> None:

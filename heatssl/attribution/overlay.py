@@ -6,8 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+BRIGHTEST = 0.995  # quantile of a map that gets the brightest colour: one hot pixel must not darken the rest
 OPACITY = 0.65  # of the colour map over the greyed image, the same everywhere: a colour always means one value
 PAPER, INK = "white", "black"
+
+
+def picture_of(raw: NDArray[np.float32], image: NDArray[np.uint8] | None, *, size: int) -> Image.Image:
+    """The magnitude of a raw map (h, w) over its image, or alone; see :func:`overlay`."""
+    magnitude = np.abs(raw)
+    largest = float(np.quantile(magnitude, BRIGHTEST)) or float(magnitude.max()) or 1.0
+    return overlay(image, magnitude / largest, size=size, largest=largest)
 
 
 def overlay(

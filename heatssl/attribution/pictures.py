@@ -1,6 +1,5 @@
 """The images that ``heatssl attribute`` explains: of val, or files and folders of the user's."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from heatssl.config import AttributeConfig, DataConfig
@@ -31,7 +29,6 @@ from heatssl.data.decode import decode
 from heatssl.data.folder import images_below
 from heatssl.errors import UserError
 from heatssl.evaluation.source import Source
-from heatssl.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +44,20 @@ class Pictures:
 
 
 def pictures_of_split(config: AttributeConfig, source: Source) -> Pictures:
-    """``count`` images of the split, spread over its classes; a warning names each that cannot be read.
+    """``config.count`` images of the split, see :func:`balanced_pictures`."""
+    return balanced_pictures(config, source, config.count)
+
+
+def balanced_pictures(config: AttributeConfig, source: Source, count: int) -> Pictures:
+    """Images of the split, spread over its classes; a warning names each that cannot be read.
 
     Raises:
         UserError: when none of them can be read, or of a hundred and more too many cannot.
     """
     data = open_images(source.data, split_of(config))
-    chosen = balanced_subset(data, config.count, config.seed)
+    chosen = balanced_subset(data, count, config.seed)
     # So few images are read faster without starting workers.
-    loader = eval_loader(chosen, replace(source.data, workers=0), batch_size=config.count)
+    loader = eval_loader(chosen, replace(source.data, workers=0), batch_size=count)
     (batch,) = loader
     if not len(batch.images):
         raise UserError(
@@ -120,16 +122,6 @@ def read_picture(path: str, source: Source) -> Tensor:
         raise UserError(f"image {path} cannot be read ({error}): give the path of a JPEG or PNG file") from error
     pixels = centre_crop(image, source.data.image_size)
     return normalise(pixels[None].to(source.device), source.data)[0]
-
-
-def write_photos(folder: Path, pictures: Pictures, data: DataConfig) -> list[str]:
-    """Each image as the backbone is shown it, named by its content: commands on other images leave it alone."""
-    files = []
-    for shown in pixels(pictures.images, data):
-        path = folder / f"photo_{hashlib.sha256(shown.tobytes()).hexdigest()[:12]}.png"
-        write_atomically(path, lambda file, shown=shown: Image.fromarray(shown).save(file, "PNG"))  # type: ignore[misc]
-        files.append(f"{folder.name}/{path.name}")
-    return files
 
 
 def pixels(images: Tensor, data: DataConfig) -> NDArray[np.uint8]:

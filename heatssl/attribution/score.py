@@ -199,6 +199,9 @@ def choose_scores(names: Sequence[str], masks: bool) -> list[str]:
         return [name for name in able if SCORES[name].quick]
     if list(names) == ["all"]:
         return able
+    if "all" in names:
+        others = ", ".join(name for name in names if name != "all")
+        raise UserError(f"scores=[all] names all of them, and {others} once more: leave out one or the other")
     for name in names:
         if name not in SCORES:
             raise UserError(f"unknown score {name!r}{did_you_mean(name, SCORES)} There are all, {', '.join(SCORES)}")

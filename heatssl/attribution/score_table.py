@@ -36,6 +36,8 @@ class Row:
     protocol: str
     scored: int = 0  # images that were looked at, with a score or without; 0: an older heatssl did not say
     options: str = ""  # of the method, where they are not its own: border=0
+    root: str = ""  # where the images lie; "" where they are generated, or were given one by one
+    digest: str = ""  # of the images, another one when any of them is; "": an older heatssl did not say
 
     @property
     def title(self) -> str:
@@ -46,8 +48,8 @@ class Row:
 def write_scores(folder: Path, rows: list[Row]) -> None:
     """Add to ``scores.json`` in the folder, an entry of the same key is replaced; ``.csv`` and ``.md`` hold the same.
 
-    The key is all that says what was measured: method, its options, score, target, masks, data, split, seed,
-    source.
+    The key is all that says what was measured: method, its options, score, target, masks, images (data, root,
+    digest, split), seed, source.
 
     Raises:
         UserError: when the file is there but is no list of scores, or the disk is full.
@@ -82,7 +84,12 @@ def read_scores(path: Path) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    return row.title, row.score, row.target, row.masks, row.data, row.split, row.seed, row.source
+    return row.title, row.score, row.target, row.masks, *_images(row), row.seed, row.source
+
+
+def _images(row: Row) -> tuple[str, ...]:
+    """What two rows must share to be of the same images."""
+    return row.data, row.root, row.digest, row.split
 
 
 def markdown(rows: list[Row]) -> str:
@@ -93,7 +100,7 @@ def markdown(rows: list[Row]) -> str:
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        key = (row.backbone, row.source, row.step, row.data, row.split, row.target, row.seed, _looked_at(row))
+        key = (row.backbone, row.source, row.step, *_images(row), row.target, row.seed, _looked_at(row))
         groups.setdefault(key, []).append(row)
     tables = [
         _one_table([row for row in group if row.masks in ("", masks)])
@@ -112,9 +119,10 @@ def _one_table(rows: list[Row]) -> str:
     scores = [name for name in SCORES if any(row.score == name for row in rows)]
     arrows = {"higher": "↑", "lower": "↓"}
     columns = [f"{name} {arrows[SCORES[name].better]}" for name in scores]
-    images = _looked_at(first)
+    where = " ".join(filter(None, [first.data, Path(first.root).name]))
+    images = f"{_looked_at(first)} images" + (f" ({first.digest})" if first.digest else "")
     lines = [
-        f"{first.backbone}, {first.source} weights, step {first.step}; {first.data}, {first.split}, {images} images",
+        f"{first.backbone}, {first.source} weights, step {first.step}; {where}, {first.split}, {images}",
         f"target {first.target}",
         "",
         "| method | " + " | ".join(columns) + " |",

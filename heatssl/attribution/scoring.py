@@ -1,11 +1,14 @@
 """``heatssl attribute score=true``: methods and scores over all images of a split, a batch at a time."""
 
+import hashlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from heatssl.data import (
     MaskedData,
     Subset,
     balanced_subset,
+    digest,
     eval_loader,
     has_masks,
     normalise,
@@ -36,6 +40,7 @@ from heatssl.progress_bar import progress_bar
 
 log = logging.getLogger(__name__)
 
+SHORT = 12  # letters of a digest: enough for people to tell images apart
 PerImage = dict[tuple[str, str], dict[str, float]]  # method and name of an image -> its scores
 
 
@@ -57,6 +62,8 @@ class _Images:
     masks: str  # what the object is, "" where there are no masks
     data: str
     split: str
+    root: str
+    digest: Callable[[], str]  # late: it asks for the state of every file
 
 
 def check_scores(given: Pictures | None, source: Source, config: AttributeConfig) -> None:
@@ -65,7 +72,7 @@ def check_scores(given: Pictures | None, source: Source, config: AttributeConfig
 
 
 def measure_scores(
-    wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig
+    wish: Wish, given: Pictures | None, source: Source, config: AttributeConfig, of_source: Mapping[str, Any]
 ) -> tuple[list[Row], PerImage]:
     """Score every method, and the control ``centre``, by every score asked for. Memory holds one batch and the scores.
 
@@ -74,6 +81,7 @@ def measure_scores(
         given: the user's own images; None: those of the split.
         source: weights and data.
         config: which methods, scores and images.
+        of_source: options of methods, see :func:`heatssl.attribution.of_source.options_of_source`.
 
     Returns:
         A row for each method and score, and the scores of single images.
@@ -87,7 +95,7 @@ def measure_scores(
     methods = [*dict.fromkeys(config.methods), CENTRE]
     per_image: PerImage = {}
     seconds = dict.fromkeys(methods, 0.0)
-    options = {method: method_options(method, config) for method in config.methods}
+    options = {method: method_options(method, config, of_source) for method in config.methods}
     options[CENTRE] = {"chunk": config.batch_size}
     with progress_bar(total=images.count * len(methods), name="scores", unit="map") as bar:
         for part in images.parts:
@@ -144,6 +152,8 @@ def _about(wish: Wish, images: _Images, source: Source, config: AttributeConfig)
         "target": wish.description,
         "data": images.data,
         "split": images.split,
+        "root": images.root,
+        "digest": images.digest()[:SHORT],
         "seed": config.seed,
         "source": source.origin,
         "backbone": source.info.describe(),
@@ -177,7 +187,16 @@ def _given(pictures: Pictures, batch_size: int) -> _Images:
             here = slice(first, first + batch_size)
             yield _Part(Pictures(pictures.images[here], pictures.names[here], pictures.labels[here]))
 
-    return _Images(parts(), count, "", "images", "given")
+    return _Images(parts(), count, "", "images", "given", "", lambda: _digest_of_files(pictures.names))
+
+
+def _digest_of_files(paths: list[str]) -> str:
+    """Hash of paths and contents, in order."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(f"{path}\n".encode("utf-8", "surrogateescape"))
+        found.update(hashlib.sha256(Path(path).expanduser().read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _of_split(source: Source, config: AttributeConfig) -> _Images:
@@ -211,7 +230,7 @@ def _of_split(source: Source, config: AttributeConfig) -> _Images:
 
     told = f"object: values {list(config.objects)} of the masks, {list(config.ignore)} ignored" if masked else ""
     name = split if split == "train" else source.split
-    return _Images(parts(), len(chosen), told, source.data.name, name)
+    return _Images(parts(), len(chosen), told, source.data.name, name, source.root or "", lambda: digest(data))
 
 
 def _masks(chosen: Subset, places: list[int], source: Source, config: AttributeConfig) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What the setting ``target`` of ``heatssl attribute`` stands for."""
 
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe, load_probe
 from heatssl.evaluation.source import Source, fingerprint, open_source
 from heatssl.evaluation.split_features import split_features
-from heatssl.export import is_run, load_backbone
+from heatssl.export import Head, is_run, load_backbone, load_head
 
 WORDS = "self, logit, logit:N, probe, margin, entropy, neighbours, channel:N, region:FILE@x,y,w,h, a class, or a file"
 CHUNK = 64  # images of a forward pass
@@ -46,6 +47,8 @@ def with_classifier(config: AttributeConfig, source: Source) -> Source:
     Raises:
         UserError: when ``target=logit``, and there is no classifier.
     """
+    if load_head(source.name) is not None:  # no part of the model, see _of_head
+        return source
     if LOGIT.fullmatch(config.target):
         return replace(source, backbone=load_backbone(source.name, classifier=True)[0])
     if config.target in ("margin", "entropy") and not any(file.exists() for file in _probe_files(source)):
@@ -75,6 +78,15 @@ def read_target(config: AttributeConfig, source: Source) -> Wish:
         with torch.no_grad():
             reference = embed(source.backbone, read_picture(word, source)[None])[0]
         return Wish("image", f"image: cosine to the embedding of {Path(word).name}", lambda _: reference)
+    return _of_classifier(config, source)
+
+
+def _of_classifier(config: AttributeConfig, source: Source) -> Wish:
+    """Of the one that the weights came with, or of a probe."""
+    word = config.target
+    head = load_head(source.name)
+    if head is not None and word != "probe":
+        return _of_head(word, head, source)
     own = bool(LOGIT.fullmatch(word) or getattr(source.backbone, "num_classes", 0))
     return _of_own_classifier(word, source) if own else _of_classes(config, source)
 
@@ -112,6 +124,36 @@ def _of_own_classifier(word: str, source: Source) -> Wish:
     return Wish(f"logit{label}", f"logit: of class {label} of {whose}", lambda _: label)
 
 
+def _of_head(word: str, head: Head, source: Source) -> Wish:
+    """Targets of the classifier of ``heatssl finetune``: a linear layer on the pooled embedding, as a probe is."""
+    whose, width = f"the classifier of {Path(source.name).name}", head.weight.shape[1]
+    probe = LinearProbe(head.weight, head.bias, torch.zeros(width), torch.ones(width)).to(source.device)
+    if word == "entropy":
+        return Wish("entropy", f"entropy: of the classes of {whose}, in nats", lambda _: entropy(), probe)
+    if word in ("logit", "margin"):
+
+        def labels_of(pictures: Pictures) -> Tensor:
+            return _labels(pictures, head.classes, probe, source)
+
+        if word == "logit":
+            return Wish("logit", f"logit: of the image's class, by {whose}", labels_of, probe)
+        what = f"margin: logit of the image's class minus the largest other, by {whose}"
+        return Wish("margin", what, lambda pictures: margin(labels_of(pictures)), probe)
+    label = int(word.removeprefix("logit:")) if LOGIT.fullmatch(word) else _class_of(word, head.classes)
+    if label >= len(head.classes):
+        raise UserError(
+            f"target={word}, but {whose} has {len(head.classes)} classes: choose one from 0 to {len(head.classes) - 1}"
+        )
+    return Wish(f"logit{label}", f"logit: of {head.classes[label]}, by {whose}", lambda _: label, probe)
+
+
+def _class_of(word: str, classes: list[str]) -> int:
+    if word not in classes:
+        nearest = difflib.get_close_matches(word, classes, n=1, cutoff=0.0)[0]
+        raise UserError(f"target={word} is neither a file nor a class: did you mean {nearest!r}? There are {WORDS}")
+    return classes.index(word)
+
+
 def _of_classes(config: AttributeConfig, source: Source) -> Wish:
     """Targets of the probe of these weights."""
     word = config.target
@@ -135,10 +177,7 @@ def _of_classes(config: AttributeConfig, source: Source) -> Wish:
             return Wish("probe", "probe: logit of the image's class", labels_of, probe)
         what = "margin: logit of the image's class minus the largest other"
         return Wish("margin", what, lambda pictures: margin(labels_of(pictures)), probe)
-    if word not in classes:
-        nearest = difflib.get_close_matches(word, classes, n=1, cutoff=0.0)[0]
-        raise UserError(f"target={word} is neither a file nor a class: did you mean {nearest!r}? There are {WORDS}")
-    label = classes.index(word)
+    label = _class_of(word, classes)
     return Wish(f"class{label}", f"probe: logit of {word}", lambda _: label, probe)
 
 
@@ -183,11 +222,13 @@ def _region(word: str, source: Source) -> Wish:
         values = [float(number) for number in numbers.split(",")]
     except ValueError:
         values = []
-    if not path or len(values) not in (2, 4):
+    if not path or len(values) not in (2, 4) or not all(map(math.isfinite, values)):
         raise UserError(
             f"target={word} is no region: write region:FILE@x,y or region:FILE@x,y,w,h, in pixels, or in fractions "
             "with a point as in 0.5"
         )
+    if min(values[2:], default=0) < 0:
+        raise UserError(f"target={word} has a negative size: write x,y of its top left corner, then width and height")
     picture = read_picture(path, source)
     width, height = decode(Path(path).expanduser().read_bytes()).size
     x, y, w, h = [*values, 0.0, 0.0][:4]

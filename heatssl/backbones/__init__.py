@@ -2,14 +2,13 @@
 
 from heatssl.backbones.create import create_backbone
 from heatssl.backbones.encode import (
-    as_field,
     encode_block,
     encode_visible,
     feature_map,
-    is_token_model,
     patches_shown,
     pooled_features,
 )
+from heatssl.backbones.fields import as_field, is_token_model
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.mask_token import embedding_width, encode_masked
 from heatssl.backbones.normalisers import NormaliserSettings

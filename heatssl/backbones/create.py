@@ -6,6 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from heatssl.backbones.fields import patch_sides
 from heatssl.errors import UserError, did_you_mean
 
 TIMM_SOURCES = ("hf-hub:", "local-dir:")  # what timm.create_model takes besides its own names
@@ -57,8 +58,7 @@ def create_backbone(
 
 
 def _check_patch(name: str, backbone: nn.Module, image_size: int) -> None:
-    patch_embed = getattr(backbone, "patch_embed", None)
-    patch = max(getattr(patch_embed, "patch_size", None) or (1,))
+    patch = max(patch_sides(backbone) or (1,))
     if image_size < patch:
         raise UserError(
             f"data.image_size={image_size} is smaller than one {patch}-pixel patch of {name}: "

@@ -5,7 +5,6 @@ are driven for a chosen set of patches, so that hidden patches cost nothing at a
 work: this file only decides which rows of them are used.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,9 +14,9 @@ import torch
 from timm.layers import apply_keep_indices_nlc, resample_abs_pos_embed
 from timm.models import checkpoint, checkpoint_seq
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from heatssl.backbones.fields import as_field, field_or_none, is_token_model, takes_visible
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.errors import UserError
 
@@ -44,7 +43,18 @@ def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
         rows, columns = (side // length for side, length in zip(images.shape[2:], patch, strict=True))
         every = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
         return encode_visible(backbone, images, every).transpose(1, 2).unflatten(2, (rows, columns))
-    return as_field(backbone, backbone.forward_features(images), images)
+    output = backbone.forward_features(images)
+    field = field_or_none(backbone, output, images)
+    if field is None and hasattr(backbone, "forward_intermediates"):
+        # Some return their class token alone, or maps of several sizes.
+        return last_intermediate(backbone, images)
+    return as_field(backbone, output, images) if field is None else field
+
+
+def last_intermediate(backbone: Backbone, images: Tensor) -> Tensor:
+    """The last map that timm's own ``forward_intermediates`` gives: (B, 3, H, W) -> (B, C, rows, columns)."""
+    (last,) = backbone.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NCHW")
+    return as_field(backbone, last, images)
 
 
 def pooled_features(backbone: Backbone, images: Tensor) -> Tensor:
@@ -115,7 +125,7 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
     grid = backbone.patch_embed.grid_size
     if images.ndim == 4:
         grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
-    if _takes_visible(backbone):
+    if takes_visible(backbone):
         with _showing(visible, grid):
             return backbone.forward_features(images, visible=visible)
     tokens = embed_patches(backbone.patch_embed, images, visible)
@@ -144,15 +154,6 @@ def _showing(visible: Tensor, grid: tuple[int, int]) -> Iterator[None]:
         yield
     finally:
         _now.shown = before
-
-
-def is_token_model(backbone: Backbone) -> bool:
-    """Whether :func:`encode_visible` can run this model."""
-    return _takes_visible(backbone) or isinstance(backbone, VisionTransformer | Eva)
-
-
-def _takes_visible(backbone: Backbone) -> bool:
-    return "visible" in inspect.signature(backbone.forward_features).parameters
 
 
 def _has_other_size(backbone: Backbone, images: Tensor) -> bool:
@@ -202,30 +203,3 @@ def _eva_blocks(backbone: Backbone, tokens: Tensor, visible: Tensor, grid: tuple
 def _conv_stride(backbone: Backbone) -> int:
     """Pixels per position of the final map, from timm's own feature description."""
     return int(backbone.feature_info[-1]["reduction"])
-
-
-def as_field(backbone: Backbone, output: Tensor, images: Tensor) -> Tensor:
-    """What a layer returns, or its gradient, as a field, by the model's own geometry.
-
-    Args:
-        backbone: the model the layer belongs to.
-        output: tokens (B, k + n, C), or a map (B, C, h, w) or (B, h, w, C) as the model lays it out.
-        images: the images (B, 3, H, W) behind it.
-
-    Returns:
-        (B, C, h, w), prefix tokens left out.
-
-    Raises:
-        UserError: when the output is no grid of positions.
-    """
-    if output.ndim == 4:
-        return output.permute(0, 3, 1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else output
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    if output.ndim == 3 and patch is not None:
-        tokens = output[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
-        rows, columns = (side // size for side, size in zip(images.shape[2:], patch, strict=True))
-        if tokens.shape[1] == rows * columns:
-            return tokens.transpose(1, 2).unflatten(2, (rows, columns))
-    raise UserError(
-        f"a layer of {type(backbone).__name__} returns {tuple(output.shape)}, no grid: choose another layer"
-    )

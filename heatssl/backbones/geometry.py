@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from heatssl.backbones.fields import patch_sides
 from heatssl.errors import UserError
 
 
@@ -44,8 +45,7 @@ def geometry(backbone: nn.Module, image_size: int) -> Geometry:
     Raises:
         UserError: when the image is not a whole number of patches.
     """
-    patch_embed = getattr(backbone, "patch_embed", None)
-    patch = getattr(patch_embed, "patch_size", None)
+    patch = patch_sides(backbone)
     if patch is not None and image_size % patch[0]:
         lower = image_size // patch[0] * patch[0]
         raise UserError(

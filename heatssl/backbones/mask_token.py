@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatssl.backbones.encode import Backbone, as_field
+from heatssl.backbones.encode import Backbone
+from heatssl.backbones.fields import as_field
 from heatssl.errors import UserError
 
 

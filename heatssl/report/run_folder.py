@@ -138,12 +138,12 @@ def is_number(value: object) -> TypeGuard[float]:
 def weights_of(entry: dict[str, Any]) -> str:
     """Which weights an entry of ``evaluation.json`` or ``attribution.json`` is of: ``last weights, step 100``.
 
-    An older heatssl has left out what is missing here.
+    An older heatssl has left out what is missing here. Weights that no run of ours made have no step.
     """
     source, step = entry.get("source"), entry.get("step")
     of_run = source in (None, "", "last", "best")
     said = [] if source in (None, "") else [f"{source} weights" if of_run else str(source)]
-    return ", ".join([*said, *([f"step {step}"] if of_run and is_number(step) else [])])
+    return ", ".join([*said, *([f"step {step}"] if is_number(step) and (of_run or step > 0) else [])])
 
 
 def _expect(value: Any, kind: type) -> Any:

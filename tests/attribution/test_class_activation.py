@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import pytorch_grad_cam
+import timm
 import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from heatssl.attribution import attribute
+from heatssl.attribution import attribute, explain
 from heatssl.backbones import feature_map, pooled_features
 from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe
@@ -123,3 +124,21 @@ def test_a_layer_whose_output_is_changed_in_place_keeps_its_own_value(images: Te
     inplace = attribute(model, images, "hirescam", 3, layer="0", normalize=False)
     model[1] = nn.ReLU()
     torch.testing.assert_close(inplace, attribute(model, images, "hirescam", 3, layer="0", normalize=False))
+
+
+def test_a_class_token_that_nobody_told_of_makes_no_map_of_zeros(images: Tensor) -> None:
+    """The patches of TNT's last layer have no gradient, and no other layer is known to read them."""
+    torch.manual_seed(0)
+    model = timm.create_model("tnt_s_legacy_patch16_224", img_size=32, depth=1, num_classes=5).eval()
+    with pytest.raises(UserError, match="reads the class token alone of the chosen layer: choose an earlier layer="):
+        explain(model, images, "gradcam", 1)
+
+
+def test_windows_are_no_positions(images: Tensor) -> None:
+    """Attention of a Swin returns 49 tokens of each window, a grid of the window and not of the image."""
+    settings = {"img_size": 56, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 5}
+    model = timm.create_model("swin_tiny_patch4_window7_224", **settings).eval()
+    shown = torch.nn.functional.interpolate(images, 56)
+    for method in ("gradcam", "eigencam", "layer_integrated_gradients"):
+        with pytest.raises(UserError, match="for 3 images, windows or heads: choose another layer"):
+            explain(model, shown, method, 1, layer="layers.0.blocks.0.attn")

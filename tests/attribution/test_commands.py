@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor as to_tensor
 
 from heatssl.attribution import commands, explain, method_names, points, run_attribute
+from heatssl.attribution.overlay import picture_of
 from heatssl.backbones import create_backbone
 from heatssl.cli import main
 from heatssl.config import AttributeConfig, DataConfig
@@ -239,3 +240,47 @@ def test_a_missing_probe_or_one_of_other_weights_is_refused(run: Path) -> None:
     (run / "probe.safetensors").unlink()
     with pytest.raises(UserError, match="heatssl probe run="):
         run_attribute(_config(run, target="probe"))
+
+
+def test_a_method_that_cannot_work_is_told_before_anything_is_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Maps of the methods before it used to lie there, listed nowhere."""
+    words = [f"run={run}", "workers=0", "count=2", "size=32", "layer=blocks.9", "--method", "saliency,gradcam,layercam"]
+    assert main(["attribute", *words]) == 2
+    told = capsys.readouterr().err
+    assert "gradcam: VisionTransformer has no layer 'blocks.9'" in told
+    assert "leave out gradcam, layercam, the other methods can do this" in told
+    assert told.count("\n") == 1
+    assert not (run / "attribution").exists()
+
+
+@pytest.mark.parametrize("words", [["methods=[]"], ["--method", ""], ["--method", ":"]])
+def test_no_method_is_refused(run: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attribute", f"run={run}", "workers=0", *words]) == 2
+    assert "no method is named: use some of attention_rollout" in capsys.readouterr().err
+
+
+def test_a_heat_flow_without_a_base_is_no_column_of_its_own(run: Path) -> None:
+    run_attribute(_config(run, methods=["heat_flow:", "heat_flow"]))
+    assert [entry["method"] for entry in _maps(run)] == ["heat_flow"] * 2
+
+
+def test_images_that_must_not_be_passed_on_leave_the_folder(run: Path) -> None:
+    """An earlier command's photo stayed there, in the overlays, and in the page."""
+    run_attribute(_config(run, methods=["gradcam"], size=48))
+    entry = _maps(run)[0]
+    before = np.asarray(Image.open(run / str(entry["file"])))
+    old = {**entry, "file": "attribution/old.png"}  # an older heatssl kept no array
+    Image.new("RGB", (8, 8)).save(run / "attribution" / "old.png")
+    listed = {"maps": [*_maps(run), old]}
+    (run / "attribution" / "attribution.json").write_text(json.dumps(listed))
+    run_attribute(_config(run, methods=["eigencam"], over_image=False))
+    assert not list(run.glob("attribution/photo_*"))
+    assert [entry["method"] for entry in _maps(run)] == ["gradcam"] * 2 + ["eigencam"] * 2
+    assert {entry["photo"] for entry in _maps(run)} == {None}
+    raw = np.load((run / str(entry["file"])).with_suffix(".npy"))
+    after = np.asarray(Image.open(run / str(entry["file"])))
+    assert np.array_equal(after, np.asarray(picture_of(raw, None, size=48)))
+    assert not np.array_equal(after, before)
+    assert not (run / "attribution" / "old.png").exists()

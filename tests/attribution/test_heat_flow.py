@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.attribution import attribute
-from heatssl.attribution.methods.heat_flow import affinity, steady_state
+from heatssl.attribution.heat_graph import affinity, steady_state
 from heatssl.backbones import feature_map
 from heatssl.errors import UserError
 
@@ -109,3 +109,10 @@ def test_any_method_is_a_base(small_vit: Create, images: Tensor, base: str) -> N
 def test_an_unknown_base_is_answered_with_the_nearest(small_vit: Create, images: Tensor) -> None:
     with pytest.raises(UserError, match="did you mean 'gradcam'"):
         attribute(small_vit(num_classes=0), images, "heat_flow", base="grad_cam")
+
+
+@pytest.mark.parametrize("option", ["conductivity", "sharpness", "neighbours", "border"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(small_cnn: Create, images: Tensor, option: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{option}=.* must be a finite number"):
+        attribute(small_cnn(), images, "heat_flow", base="uniform", **{option: value})

@@ -82,9 +82,28 @@ def test_expected_gradients_sum_to_the_rise_from_the_other_images(images: Tensor
         attribute(linear, images[:1], "expected_gradients", 1)
 
 
+def test_fixed_baselines_make_a_map_that_no_batch_changes(images: Tensor) -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    baselines = torch.randn(1, 3, 32, 32)
+    found = attribute(linear, images[:1], "expected_gradients", 1, samples=2, normalize=False, baselines=baselines)
+    weight = linear[1].weight[1].detach().unflatten(0, (3, 32, 32))
+    torch.testing.assert_close(found, (weight * (images[:1] - baselines)).sum(dim=1), rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="baselines must be"):
+        attribute(linear, images, "expected_gradients", 1, baselines=baselines[..., :16])
+
+
 @pytest.mark.parametrize("method", ["smoothgrad", "expected_gradients", "rise"])
 def test_a_seed_repeats_a_map_and_another_gives_another(small_cnn: Create, images: Tensor, method: str) -> None:
     model = small_cnn(num_classes=5)
     first, again, other = (attribute(model, images, method, 1, samples=3, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("smoothgrad", {"noise": float("nan")}), ("rise", {"kept": float("nan")}), ("rise", {"samples": 0})],
+)
+def test_numbers_out_of_range_are_refused(images: Tensor, method: str, options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"{method} needs samples >= 1"):
+        attribute(Cube(), images, method, 0, **options)

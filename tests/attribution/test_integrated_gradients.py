@@ -78,3 +78,30 @@ def test_linear_model_gives_weight_times_input_on_the_planted_region(images: Ten
     outside = result.maps.clone()
     outside[:, 8:16, 16:24] = 0
     assert outside.abs().sum() == 0 < result.maps.abs().sum()
+
+
+def test_memory_does_not_grow_with_steps(create: Create, images: Tensor) -> None:
+    """The largest number of bytes that the graph keeps for its backward pass at a time."""
+
+    def peak(steps: int, chunk: int) -> int:
+        held, most = 0, 0
+
+        class Kept:
+            def __init__(self, tensor: Tensor) -> None:
+                nonlocal held, most
+                self.tensor, self.size = tensor, tensor.nbytes
+                held += self.size
+                most = max(most, held)
+
+            def __del__(self) -> None:
+                nonlocal held
+                held -= self.size
+
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            explain(model, images, "integrated_gradients", 1, steps=steps, chunk=chunk)
+        return most
+
+    model = create(num_classes=5)
+    few, many, large = peak(2, 3), peak(64, 3), peak(64, 12)
+    assert many <= 1.01 * few
+    assert large > 2 * many, "a larger chunk must show, or this measures nothing"

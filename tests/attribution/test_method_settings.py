@@ -37,6 +37,8 @@ def listed(run: Path) -> list[dict[str, object]]:
         ("heat_flow:ig", ["steps=3"], {"steps": 3}),  # the base's own option
         ("heat_flow", ["border=0"], {"border": 0.0}),
         ("smoothgrad", ["samples=2"], {"samples": 2}),
+        ("smoothgrad", ["seed=7"], {"seed": 7}),
+        ("heat_flow:rise", ["seed=7", "samples=4"], {"seed": 7, "samples": 4}),
         ("layercam", ["layer=blocks.0.norm1"], {"layer": "blocks.0.norm1"}),
         ("heat_flow:layercam", ["layer=blocks.0.norm1", "border=0.5"], {"layer": "blocks.0.norm1", "border": 0.5}),
     ],
@@ -76,7 +78,11 @@ def test_other_options_are_other_columns_and_other_rows(run: Path) -> None:
         (["methods=[heat_flow:uniform]", "layer=blocks.0"], "heat_flow:uniform takes no layer"),
         (["methods=[gradcam]", "border=0"], "takes no border: leave it out, or use one of heat_flow"),
         (["methods=[heat_flow]", "border=-1"], "border at least 0"),
+        (["methods=[heat_flow]", "border=nan"], "border at least 0, and finite"),
+        (["methods=[heat_flow]", "border=inf"], "border at least 0, and finite"),
         (["methods=[heat_flow:gradcan]"], "did you mean 'gradcam'"),
+        (["data=folder", "data.root=/x", "x.jpg"], "data=... has no effect with images of your own"),
+        (["scores=[all,deletion]"], "names all of them, and deletion once more"),
         (["count=3", "x.jpg"], "count=3 has no effect with images of your own"),
         (["split=train", "x.jpg"], "split=train has no effect with images of your own"),
         (["--score", "score_count=5", "x.jpg"], "score_count=5 has no effect with images of your own"),
@@ -99,7 +105,7 @@ def test_settings_without_effect_are_refused(
 def test_one_method_that_takes_an_option_is_enough() -> None:
     config = AttributeConfig(border=0.0, steps=64, layer="blocks.0")
     check_used(config)
-    assert {method: sorted(method_options(method, config)) for method in config.methods} == {
+    assert {method: sorted(method_options(method, config, {})) for method in config.methods} == {
         "gradcam": ["chunk", "layer"],
         "integrated_gradients": ["chunk", "steps"],
         "heat_flow": ["border", "chunk", "layer"],

@@ -15,7 +15,9 @@ from heatssl.attribution import explain
 from heatssl.attribution.pictures import read_picture
 from heatssl.cli import main
 from heatssl.config import AttributeConfig
+from heatssl.evaluation.finetune import Classifier
 from heatssl.evaluation.source import open_source
+from heatssl.export import load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,49 @@ def test_margins_are_those_of_a_probe_where_there_is_one(run: Path) -> None:
     assert main(["attribute", f"run={run}", "methods=[gradcam]", "count=1", "workers=0", "target=margin"]) == 0
     (entry,) = json.loads((run / "attribution" / "attribution.json").read_text())["maps"]
     assert entry["target"] == "margin: logit of the image's class minus the largest other"
+
+
+@pytest.fixture
+def finetuned(run: Path, tmp_path: Path) -> str:
+    """What ``heatssl finetune`` writes: backbone, head, and the names of three classes."""
+    backbone, info = load_backbone(run)
+    tensors = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    tensors |= {"head.weight": torch.randn(3, 24), "head.bias": torch.randn(3)}
+    metadata = {"classes": json.dumps(["cat", "dog", "bird"]), "backbone": info.to_json()}
+    safetensors.torch.save_file(tensors, tmp_path / "finetuned.safetensors", metadata=metadata)
+    return str(tmp_path / "finetuned.safetensors")
+
+
+@pytest.mark.parametrize("target", ["logit", "logit:2", "bird", "margin", "entropy"])
+def test_a_classifier_of_finetune_is_explained(
+    run: Path, finetuned: str, photograph: str, tmp_path: Path, target: str
+) -> None:
+    """It was refused: no classifier can be explained."""
+    assert attribute(photograph, finetuned, tmp_path / "out", f"target={target}") == 0
+    (entry,) = json.loads((tmp_path / "out" / "attribution" / "attribution.json").read_text())["maps"]
+    assert "the classifier of finetuned.safetensors" in entry["target"]
+    tensors = safetensors.torch.load_file(finetuned)
+    backbone, _ = load_backbone(run)
+    classifier = Classifier(backbone, 3).eval()
+    classifier.load_state_dict(tensors)
+    image = seen(photograph, finetuned)
+
+    class Wanted:
+        uses_classifier = False
+
+        def __call__(self, points: Tensor, owner: Tensor, local: bool = False) -> Tensor:
+            logits = classifier(points)
+            best, second = logits.topk(2, dim=1)[0].unbind(dim=1)
+            entropy = -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1)
+            return {"logit": best, "margin": best - second, "entropy": entropy}.get(target, logits[:, 2])
+
+    raw = np.load((tmp_path / "out" / entry["file"]).with_suffix(".npy"))
+    np.testing.assert_allclose(raw, explain(backbone, image, "gradcam", Wanted()).maps[0], rtol=1e-3, atol=1e-7)
+
+
+def test_a_class_that_finetune_has_not_seen_is_named(
+    finetuned: str, photograph: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for target, message in {"logit:3": "has 3 classes: choose one from 0 to 2", "birt": "did you mean 'bird'"}.items():
+        assert attribute(photograph, finetuned, tmp_path / "out", f"target={target}") == 2
+        assert message in capsys.readouterr().err

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from heatssl.attribution import attribute
+from heatssl.attribution import attribute, explain
 from heatssl.attribution.attention import recorded_attention
 from heatssl.attribution.methods.attention_rollout import attention_rows
 
@@ -111,3 +111,23 @@ def test_gradient_rollout_leaves_out_what_lowers_the_score(small_vit: Create, im
     expected = (gradient * kept[0]).relu().mean(dim=1)[:, 0, 1:].unflatten(1, (4, 4)).detach()
     found = attribute(model, images, "gradient_rollout", 1, size="map", normalize=False)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["vit, registers, mean", "gau"])
+def test_small_gains_are_not_lost_beside_what_was_there_from_the_start(
+    kinds: dict[str, nn.Module], kind: str, images: Tensor
+) -> None:
+    """Gains of 1e-9 added to a row of 1 vanish: the map was exactly zero. To first order it grows with the score."""
+
+    class Scaled:
+        uses_classifier = True
+
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def __call__(self, points: Tensor, owner: Tensor, local: bool = False) -> Tensor:
+            return self.factor * kinds[kind](points)[:, 1]
+
+    faint, fainter = (explain(kinds[kind], images, "gradient_rollout", Scaled(scale)).maps for scale in (1e-7, 1e-9))
+    assert fainter.amax() > 0
+    torch.testing.assert_close(100 * fainter, faint, rtol=1e-3, atol=1e-6 * faint.amax().item())

@@ -60,7 +60,7 @@ def test_images_without_the_object_leave_one_table_that_tells_of_them() -> None:
     assert "390 of 391 images have one" in text
 
 
-@pytest.mark.parametrize("name", ["scored", "options"])
+@pytest.mark.parametrize("name", ["scored", "options", "root", "digest"])
 def test_scores_of_an_older_heatssl_are_read(tmp_path: Path, name: str) -> None:
     entry = asdict(row("gradcam", "deletion", 0.25))
     del entry[name]
@@ -69,3 +69,16 @@ def test_scores_of_an_older_heatssl_are_read(tmp_path: Path, name: str) -> None:
     write_scores(tmp_path, [row("rise", "deletion", 0.5)])
     assert ", 391 images\n" in (tmp_path / "scores.md").read_text()
     assert "| gradcam | 0.25" in (tmp_path / "scores.md").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"root": "/data/b"}, {"digest": "2"}])
+def test_scores_of_other_images_of_the_same_kind_stay_apart(tmp_path: Path, changes: dict[str, str]) -> None:
+    """Two tars were one line of the table: the second replaced the first."""
+    about = {"root": "/data/a", "digest": "1"}
+    write_scores(tmp_path, [row("gradcam", "deletion", 0.25, **about)])
+    write_scores(tmp_path, [row("gradcam", "deletion", 0.75, **(about | changes))])
+    write_scores(tmp_path, [row("gradcam", "deletion", 0.5, **about)])
+    assert [found.mean for found in read_scores(tmp_path / "scores.json")] == [0.75, 0.5]
+    text = (tmp_path / "scores.md").read_text()
+    assert text.count("| method |") == 2
+    assert "; tar a, val, 391 images (1)" in text

@@ -113,8 +113,24 @@ def test_masks_of_files_and_pixels_that_do_not_count(run: Path, masked: Path) ->
     run_attribute(config(run, data=data, scores=["energy"], methods=["integrated_gradients"], split="train"))
     rows = json.loads((run / "attribution" / "scores.json").read_text())["scores"]
     assert {row["split"] for row in rows} == {"train", "val"}
+    assert {row["root"] for row in rows} == {str(masked)}
+    assert len({row["digest"] for row in rows}) == 2
     # The middle 40 of 48 columns are seen, 18 of 36 that count are the object: the noise lies evenly.
     assert without["mean"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_one_image_that_is_left_over_has_the_baselines_of_all(run: Path, masked: Path) -> None:
+    """The last batch of one used to end the command; and every batch had other baselines than the maps shown."""
+    methods = ["expected_gradients", "gradcam"]
+    run_attribute(config(run, methods=methods, samples=2, scores=["deletion"], score_count=5, batch_size=2))
+    assert rows_of(run)["expected_gradients", "deletion"]["images"] == 5
+    (file, *_) = sorted((masked / "val" / "a").glob("*.png"))
+    run_attribute(config(run, methods=methods, samples=2, score=False, images=[str(file)]))
+    maps = json.loads((run / "attribution" / "attribution.json").read_text())["maps"]
+    assert ("expected_gradients", str(file)) in {(entry["method"], entry["image"]) for entry in maps}
+    alone = {"run": str(run / "backbone.safetensors"), "output": str(run), "methods": methods[:1], "score": False}
+    with pytest.raises(UserError, match="there is one: give two or more, or data="):
+        run_attribute(AttributeConfig(**alone, images=[str(file)], workers=0))
 
 
 def test_without_masks_there_are_the_other_scores(run: Path, masked: Path) -> None:
@@ -124,6 +140,12 @@ def test_without_masks_there_are_the_other_scores(run: Path, masked: Path) -> No
     assert {name for _, name in rows} == {"deletion", "insertion"}
     assert rows["gradcam", "deletion"]["images"] == 4
     assert rows["gradcam", "deletion"]["data"] == "images"
+    digest = rows["gradcam", "deletion"]["digest"]
+    Image.new("RGB", (40, 40)).save(files[0])
+    run_attribute(config(run, images=files, score_count=None))
+    assert {rows_of(run)["gradcam", "deletion"]["digest"], digest} != {digest}, "the same path is another image now"
+    kept = json.loads((run / "attribution" / "scores.json").read_text())["scores"]
+    assert [row["method"] for row in kept if row["score"] == "deletion"] == ["gradcam", "centre"] * 2
     with pytest.raises(UserError, match="pointing needs masks"):
         run_attribute(config(run, images=files, scores=["pointing"]))
 

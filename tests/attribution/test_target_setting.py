@@ -65,6 +65,8 @@ def test_neighbours_are_those_of_the_runs_own_train(run: Path, photograph: str) 
 def test_mistakes_are_named(run: Path, photograph: str) -> None:
     for message, target in {
         "write region:FILE@x,y": f"region:{photograph}@1,2,3",
+        "write region:FILE@x,y or": f"region:{photograph}@nan,nan",
+        "has a negative size": f"region:{photograph}@20,20,-5,2",
         "lies outside the middle square, pixels 16 to 48": f"region:{photograph}@2,2,4,4",
         "cannot be read": "region:nowhere.png@1,1",
         "there is no channel 24": "channel:24",

@@ -17,6 +17,7 @@ from heatssl.report.charts import MOST_POINTS, Series, line_chart, running_mean,
 from heatssl.report.colour import colourise, lookup_table
 from heatssl.report.numbers import compare, signed, verdict
 from heatssl.report.reproduce import literal, pretrain_command
+from heatssl.report.run_folder import weights_of
 
 Make = Callable[..., Any]
 Config = dict[str, Any]
@@ -179,3 +180,16 @@ def test_hydra_reads_a_literal_back_as_it_was(value: object) -> None:
     parser = OverridesParser.create()
     read = parser.parse_override(f"key={literal(value)}").value()
     assert getattr(read, "text", read) == value  # Hydra keeps quoted strings in a wrapper
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"source": "last", "step": 0}, "last weights, step 0"),
+        ({"source": "runs/vit", "step": 100}, "runs/vit, step 100"),  # outside the run's folder it was hidden
+        ({"source": "timm:test_vit", "step": 0}, "timm:test_vit"),  # no run of ours has counted any
+        ({"step": 3}, "step 3"),
+    ],
+)
+def test_weights_say_their_step_wherever_they_lie(entry: dict[str, Any], words: str) -> None:
+    assert weights_of(entry) == words

@@ -40,12 +40,12 @@ def gradient_rollout(model: nn.Module, images: Tensor, target: Target, *, chunk:
             score = target(points, owner, local=True)
         start = read_out(model, points, target, layers)
         gradients = torch.autograd.grad(score.sum(), [layer.output for layer in layers], allow_unused=True)
-        row = start
-        with torch.no_grad(), full_precision(row):
+        came = torch.zeros_like(start)  # r (R - I), summed by itself: beside r, small gains would be lost in rounding
+        with torch.no_grad(), full_precision(start):
             for layer, gradient in zip(reversed(layers), reversed(gradients), strict=True):
                 if gradient is None:
                     raise UserError("the target does not read what a layer of attention makes: use attention_rollout")
                 gain = (layer.to_weights(gradient).float() * layer.weights.float()).relu().mean(dim=1)
-                row = row + torch.einsum("bi,bij->bj", row, gain)
-            maps.append(to_map(model, points, row - start))
+                came = came + torch.einsum("bi,bij->bj", start + came, gain)
+            maps.append(to_map(model, points, came))
     return Attribution(torch.cat(maps))

@@ -1,5 +1,6 @@
 """Heat flow: another method's map as a source of heat that spreads over the graph of alike positions. Ours."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 
 from heatssl.attribution.attribute import find_method
 from heatssl.attribution.attribution import Attribution
+from heatssl.attribution.heat_graph import affinity, steady_state
 from heatssl.attribution.layers import fields
 from heatssl.attribution.targets import Target
-from heatssl.ops import full_precision
+from heatssl.errors import UserError
 
 UNIFORM = "uniform"  # in the place of a base method: the same heat everywhere
 
@@ -61,8 +63,12 @@ def heat_flow(
         Maps (B, h, w) >= 0 on the grid of the final map; no completeness error.
 
     Raises:
-        UserError: on an unknown base method, or what that raises; on a model without a final map.
+        UserError: on what the base method refuses, a model without a final map, numbers below 0 or not finite.
     """
+    numbers = {"conductivity": conductivity, "sharpness": sharpness, "neighbours": neighbours, "border": border}
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:  # NaN is neither
+            raise UserError(f"{name}={value} of heat_flow must be a finite number, at least 0")
     if base == UNIFORM:
         source = torch.ones(len(images), 1, 1, device=images.device)
     else:
@@ -72,40 +78,3 @@ def heat_flow(
         on_grid = F.adaptive_avg_pool2d(part[:, None], (field.shape[2], field.shape[3]))[:, 0].abs()
         maps.append(steady_state(on_grid, affinity(field, sharpness, neighbours), conductivity, border))
     return Attribution(torch.cat(maps))
-
-
-@torch.no_grad()
-def affinity(field: Tensor, sharpness: float, neighbours: float) -> Tensor:
-    """W of :func:`heat_flow`: fields (B, C, h, w) -> (B, n, n), symmetric, zero on the diagonal."""
-    features = field.float().flatten(2).mT
-    features = F.normalize(features - features.mean(dim=1, keepdim=True), dim=2)
-    with full_precision(field):
-        weights = (features @ features.mT).clamp_min(0) ** sharpness
-    rows, columns = field.shape[2:]
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    places = torch.stack([row.flatten(), column.flatten()], dim=1).float().to(field.device)
-    distance = torch.cdist(places, places, p=1)
-    return weights * (1 + neighbours * (distance == 1)) * (distance > 0)
-
-
-@torch.no_grad()
-def steady_state(source: Tensor, weights: Tensor, conductivity: float, border: float) -> Tensor:
-    """Solve (I + lambda (I - D^-1 W + b E)) u = s: source (B, h, w), affinities (B, n, n) -> (B, h, w).
-
-    Solved as (D + lambda (D - W + b D E)) u = D s, which is symmetric and positive definite, by Cholesky. A position
-    that is like no other keeps its source.
-    """
-    degree = weights.sum(dim=2)
-    held = degree.clamp_min(1e-6)
-    lost = border * sides_at_border(source.shape[1], source.shape[2]).to(source) * degree
-    with full_precision(source):
-        system = torch.diag_embed(held + conductivity * (degree + lost)) - conductivity * weights
-        rested = torch.cholesky_solve((held * source.flatten(1))[..., None], torch.linalg.cholesky(system))
-    return rested[..., 0].unflatten(1, tuple(source.shape[1:])).clamp_min(0)
-
-
-def sides_at_border(rows: int, columns: int) -> Tensor:
-    """E: how many sides of each position lie on the border of the grid, (rows * columns,) float32."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    touching = [row == 0, row == rows - 1, column == 0, column == columns - 1]
-    return torch.stack(touching).sum(dim=0).flatten().float()

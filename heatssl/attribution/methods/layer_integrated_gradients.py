@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.attribution.attribution import Attribution, completeness_error
-from heatssl.attribution.layers import Layer, default_layer, intercepted
+from heatssl.attribution.layers import Layer, default_layer, intercepted, of_images
 from heatssl.attribution.points import owners, scores
 from heatssl.attribution.targets import Target
-from heatssl.backbones import as_field
 from heatssl.errors import UserError
 
 
@@ -50,7 +49,7 @@ def layer_integrated_gradients(
         gradient.index_add_(0, owner, torch.autograd.grad(score.sum(), between)[0].float())
     share = (end.float() - start.float()) * gradient / steps
     rise = scores(target, images, chunk) - scores(target, torch.zeros_like(images), chunk)
-    return Attribution(as_field(model, share, images).sum(dim=1), completeness_error(share, rise))
+    return Attribution(of_images(model, share, images).sum(dim=1), completeness_error(share, rise))
 
 
 @torch.no_grad()
@@ -63,5 +62,6 @@ def _output(model: nn.Module, target: Target, images: Tensor, layer: Layer, chun
             target(images[owner], owner)
         if not outputs:
             raise UserError("the chosen layer takes no part in this target: choose another layer=")
+        of_images(model, outputs[-1], images[owner])  # refuses what is no grid before a path goes through it
         found.append(outputs[-1])
     return torch.cat(found)

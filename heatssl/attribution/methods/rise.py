@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.points import owners
 from heatssl.attribution.targets import Target
+from heatssl.errors import UserError
 
 
 @torch.no_grad()
@@ -40,7 +41,12 @@ def rise(
 
     Returns:
         Maps (B, H, W) >= 0; no completeness error.
+
+    Raises:
+        UserError: on no samples or cells, or a chance outside (0, 1].
     """
+    if samples < 1 or cells < 1 or not 0 < kept <= 1:
+        raise UserError(f"rise needs samples >= 1, cells >= 1 and kept in (0, 1], not {samples}, {cells} and {kept}")
     generator = torch.Generator().manual_seed(seed)
     # One cell more than is seen, for the move.
     grids = (torch.rand(samples, 1, cells + 1, cells + 1, generator=generator) < kept).to(images.device, torch.float32)

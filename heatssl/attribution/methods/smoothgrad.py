@@ -1,11 +1,14 @@
 """SmoothGrad (Smilkov et al., 2017, arXiv 1706.03825)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.points import input_gradient, owners
 from heatssl.attribution.targets import Target
+from heatssl.errors import UserError
 
 
 def smoothgrad(
@@ -34,7 +37,12 @@ def smoothgrad(
 
     Returns:
         Maps (B, H, W) >= 0; no completeness error.
+
+    Raises:
+        UserError: on no samples, or noise that is negative or not finite.
     """
+    if samples < 1 or not 0 <= noise < math.inf:
+        raise UserError(f"smoothgrad needs samples >= 1 and finite noise >= 0, not {samples} and {noise}")
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(samples, *images.shape[1:], generator=generator).to(images)
     sigma = noise * (images.amax(dim=(1, 2, 3)) - images.amin(dim=(1, 2, 3)))[:, None, None, None]
