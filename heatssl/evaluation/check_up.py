@@ -50,7 +50,7 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
         raise UserError("images must be at least 2, and views too: they are compared with each other")
     source = open_source(config)
     check_folder(source.output)
-    other = load_backbone(config.other) if config.other else None
+    other = load_backbone(config.other, seed=config.seed) if config.other else None
     data = dataclasses.replace(source.data, val_size=config.images)
     views, images = _views(data, config)
     figures = {

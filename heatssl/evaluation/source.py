@@ -169,7 +169,8 @@ def open_source(
             "this runs in one process: start it without torchrun, which knn, probe, finetune and evaluate can share"
         )
     processes.join()
-    backbone, info = load_backbone(config.run)
+    # By the seed: each process of torchrun builds its own, and the next command looks for the features of this one.
+    backbone, info = load_backbone(config.run, seed=config.seed)
     folder = run_folder(config.run) if is_run(config.run) else None
     data = config.data
     if data is None and folder is None and not needs_data:

@@ -260,3 +260,17 @@ def test_bad_input_names_the_fix(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="choose one of linear, attentive, block"):
         run_probe(ProbeConfig(run=str(run), head="convolution"))
     assert not (run / "evaluation.json").exists()
+
+
+def test_random_weights_are_those_of_the_seed() -> None:
+    """Else no command would find what another has measured; and they are the twin of the published ones."""
+    torch.manual_seed(9)
+    expected = torch.rand(1)
+    torch.manual_seed(9)
+    first, again, other = (
+        source.open_source(KnnConfig(run="timm:test_vit?random", data=DATA, output="x", seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.rand(1), expected), "the global generator stays as it was"
+    assert source.fingerprint(first.backbone) == source.fingerprint(again.backbone) == source.fingerprint(first.twin(1))
+    assert source.fingerprint(first.backbone) != source.fingerprint(other.backbone)
