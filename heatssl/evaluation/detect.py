@@ -10,6 +10,7 @@ from heatssl.data import Boxed, Split, Squares, open_boxed
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.average_precision import average_precision, coco_metric
 from heatssl.evaluation.checkpoint import Checkpoint
+from heatssl.evaluation.checks import check_numbers
 from heatssl.evaluation.detection import find_boxes, train_detector, true_boxes
 from heatssl.evaluation.detector import check_detector
 from heatssl.evaluation.frozen_maps import FrozenMaps
@@ -50,8 +51,7 @@ def _check_settings(config: DetectConfig) -> None:
     check_detector(config.width, config.scales)
     if config.epochs < 1 or config.batch_size < 1:
         raise UserError("epochs and batch_size must be at least 1")
-    if config.learning_rate <= 0 or config.weight_decay < 0:
-        raise UserError("learning_rate must be over 0, and weight_decay not negative")
+    check_numbers(config, over_zero=["learning_rate"], not_negative=["weight_decay"])
     check_shrinkage(config.shrinkage)
 
 

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from heatssl.backbones import create_backbone, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
+from heatssl.data.crop import check_crop_scale
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.checkpoint import Checkpoint, Stateful
+from heatssl.evaluation.checks import check_numbers
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.processes import is_first, parallel, rank_and_world, total
@@ -88,8 +90,14 @@ def _check_settings(config: FinetuneConfig) -> None:
         raise UserError("epochs must be at least 1, and batch_size even: mixup mixes images in pairs")
     if not 0 < config.layer_decay <= 1 or not 0 <= config.ema < 1 or not 0 <= config.drop_path < 1:
         raise UserError("layer_decay must be in (0, 1], ema and drop_path in [0, 1)")
-    if config.mixup < 0 or config.cutmix < 0 or not 0 <= config.smoothing < 1:
-        raise UserError("mixup and cutmix must not be negative, and smoothing in [0, 1)")
+    if not 0 <= config.smoothing < 1:
+        raise UserError("smoothing must be in [0, 1)")
+    check_numbers(
+        config,
+        over_zero=["learning_rate"],
+        not_negative=["weight_decay", "warmup_epochs", "mixup", "cutmix", "gradient_clip"],
+    )
+    check_crop_scale(config.crop_scale, "crop_scale")
     if config.precision not in ("32", "bf16"):
         raise UserError(f"unknown precision {config.precision!r}: use 32 or bf16")
 
