@@ -21,7 +21,6 @@ from heatssl.backbones import pooled_features
 from heatssl.config import ProbeConfig
 from heatssl.data import ImageData, Subset
 from heatssl.errors import UserError
-from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss, save_probe
@@ -128,8 +127,9 @@ def _train(
             train,
             dataclasses.replace(source.data, crop_scale=CROP_SCALE, flip=True, colour_jitter=0.0, grey=0.0),
             Plan(_epochs(config), WARM_UP * _epochs(config), config.batch_size, config.seed),
-            Checkpoint(
-                source.output / f"{source.mark}augmented_probe_{weights}.ckpt",
+            source.checkpoint(
+                "augmented_probe",
+                weights,
                 source.key(METRIC, config),
                 {"classifiers": classifiers, "optimizer": optimizer},
             ),

@@ -82,6 +82,6 @@ class Checkpoint:
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def remove(self) -> None:
-        """The training is over."""
+        """Nobody will ask for it again."""
         if is_first():
             self.path.unlink(missing_ok=True)

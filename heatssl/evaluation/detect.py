@@ -9,7 +9,6 @@ from heatssl.config import DetectConfig
 from heatssl.data import Boxed, Split, Squares, open_boxed
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.average_precision import average_precision, coco_metric
-from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.checks import check_numbers
 from heatssl.evaluation.detection import find_boxes, train_detector, true_boxes
 from heatssl.evaluation.detector import check_detector
@@ -79,7 +78,7 @@ def _measure(
         weight_decay=config.weight_decay,
         shrinkage=config.shrinkage,
         seed=config.seed,
-        checkpoint=partial(Checkpoint, source.output / f"{source.mark}detect_{weights}.ckpt", key),
+        checkpoint=partial(source.checkpoint, "detect", weights, key),
     )
     scores = average_precision(find_boxes(detector, tested, config.batch_size), true_boxes(val.boxes, size))
     mirrored = ", mirror images as well" if config.flip else ""

@@ -23,7 +23,7 @@ from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.data.crop import check_crop_scale
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.checkpoint import Checkpoint, Stateful
+from heatssl.evaluation.checkpoint import Stateful
 from heatssl.evaluation.checks import check_numbers
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
@@ -144,7 +144,7 @@ def fit(
         train,
         data,
         Plan(config.epochs, config.warmup_epochs, config.batch_size, config.seed, config.gradient_clip),
-        Checkpoint(source.output / f"{source.mark}finetune_{weights}.ckpt", source.key("finetune", config), parts),
+        source.checkpoint("finetune", weights, source.key("finetune", config), parts),
         device,
         name="finetune",
         after_step=None if average is None else lambda step: average.update(model, step=step),

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from heatssl.config_file import load_config
 from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
 from heatssl.errors import UserError
 from heatssl.evaluation import processes
+from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.checks import check_classes
 from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
@@ -38,6 +39,7 @@ class Source:
     device: torch.device
     output: Path
     cache: bool = True  # whether features are kept on disk
+    checkpoints: list[Checkpoint] = field(default_factory=list)  # of what was trained for results yet to be kept
 
     @cached_property
     def splits(self) -> dict[Split, ImageData]:
@@ -136,6 +138,21 @@ class Source:
     def probe_file(self) -> Path:
         """Where the linear probe of these weights is kept."""
         return self.output / f"{self.mark}probe.safetensors"
+
+    def checkpoint(self, name: str, weights: str, key: str, parts: Mapping[str, Stateful]) -> Checkpoint:
+        """Where a training keeps its state, until :func:`heatssl.evaluation.measure.finish` has kept the results.
+
+        Not until it is over alone: results are kept together, and the twin may train for as long again.
+
+        Args:
+            name: of the training.
+            weights: ``pretrained`` or ``random_init``.
+            key: see :meth:`key`.
+            parts: what changes in training.
+        """
+        made = Checkpoint(self.output / f"{self.mark}{name}_{weights}.ckpt", key, parts)
+        self.checkpoints.append(made)
+        return made
 
     def twin(self, seed: int) -> nn.Module:
         """The same architecture with random weights; torch's global generator stays as it was."""

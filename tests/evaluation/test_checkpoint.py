@@ -1,12 +1,15 @@
 """What training has cost is not lost, and what is lost is said."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from heatssl.cli import main
 from heatssl.evaluation.checkpoint import Checkpoint
+from heatssl.evaluation.results import read_results
 
 
 def state(path: Path) -> tuple[Checkpoint, torch.nn.Linear]:
@@ -41,3 +44,40 @@ def test_a_damaged_file_is_told_of_in_one_line_and_counts_as_none(
     assert record.message.count("\n") == 0
     kept.save(3)
     assert state(path)[0].load() == 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["detect", "epochs=2", "width=32", "scales=[1]", "flip=false"],
+        ["finetune", "epochs=2", "random_init=true", "drop_path=0"],
+        ["probe", "protocol=mae", "epochs=2"],
+    ],
+)
+def test_who_stops_the_twin_does_not_lose_the_weights(
+    write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    words = [*command, "workers=0", "batch_size=16", "data=shapes", "data.train_size=32", "data.val_size=20"]
+    run = {name: str(write_run(tmp_path / name)) for name in ("whole", "parts")}
+    assert main([*words, f"run={run['whole']}"]) == 0
+    trained: list[str] = []
+    real = Checkpoint.save
+
+    def save(self: Checkpoint, step: int) -> None:
+        real(self, step)
+        trained.append(self.path.name)
+        if stopped and "random_init" in self.path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", save)
+    stopped = True
+    assert main([*words, f"run={run['parts']}"]) == 130
+    trained.clear()
+    stopped = False
+    assert main([*words, f"run={run['parts']}"]) == 0
+    assert len(trained) == 1, "the last epoch of the twin"
+    assert "random_init" in trained[0]
+    assert not list((tmp_path / "parts").glob("*.ckpt"))
+    whole, parts = (read_results(Path(folder) / "evaluation.json") for folder in run.values())
+    assert [entry["accuracy"] for entry in parts] == [entry["accuracy"] for entry in whole]
+    assert [entry["key"] for entry in parts] == [entry["key"] for entry in whole]
