@@ -10,7 +10,7 @@ from heatssl.data import Boxed, Split, Squares, open_boxed
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.average_precision import average_precision, coco_metric
 from heatssl.evaluation.checks import check_numbers
-from heatssl.evaluation.detection import find_boxes, train_detector, true_boxes
+from heatssl.evaluation.detection import GRADIENT_CLIP, WARMUP, find_boxes, train_detector, true_boxes
 from heatssl.evaluation.detector import check_detector
 from heatssl.evaluation.frozen_maps import FrozenMaps
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
@@ -85,7 +85,8 @@ def _measure(
     about = (
         f"of {len(train.classes)} classes; FCOS of width {config.width} over a simple feature pyramid of scales "
         f"{', '.join(f'{scale:g}' for scale in config.scales)}, AdamW {config.learning_rate:g}, weight decay "
-        f"{config.weight_decay:g}, {config.epochs} epochs in batches of {config.batch_size}{mirrored}; "
+        f"{config.weight_decay:g}, {config.epochs} epochs in batches of {config.batch_size}, "
+        f"{100 * WARMUP:g} % of them warm-up, then cosine, gradients clipped at norm {GRADIENT_CLIP:g}{mirrored}; "
         f"frozen feature maps{preparation(config.shrinkage)} ({' x '.join(map(str, learned.shape))})"
     )
     told = {

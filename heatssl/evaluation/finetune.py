@@ -205,10 +205,13 @@ def _result(
         "label smoothing": config.smoothing,
         "drop path": config.drop_path,
     }
+    smallest, largest = (100 * area for area in config.crop_scale)
+    crops = f"random crops of {smallest:g} to {largest:g} %{' and flips' if source.data.flip else ', no flips'}"
+    clipped = f", gradients clipped at norm {config.gradient_clip:g}" if config.gradient_clip else ""
     about = (
-        f"all weights trained for {config.epochs} epochs, AdamW {config.learning_rate:g} in batches of "
-        f"{config.batch_size}, {', '.join(f'{name} {value:g}' for name, value in settings.items())}, {averaged}; "
-        "mean over positions and a linear layer"
+        f"all weights trained for {config.epochs} epochs on {crops}, AdamW {config.learning_rate:g} in batches "
+        f"of {config.batch_size}, {config.warmup_epochs:g} epochs of warm-up, then cosine, {', '.join(f'{name} {value:g}' for name, value in settings.items())}{clipped}, {averaged}, "
+        f"{'bfloat16' if config.precision == 'bf16' else 'float32'}; mean over positions and a linear layer"
     )
     sizes = (len(train), len(val))
     return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config, start)

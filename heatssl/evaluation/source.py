@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from heatssl.backbones import create_backbone
-from heatssl.config import DataConfig, EvaluationConfig, SegmentConfig
+from heatssl.config import DataConfig, EvaluationConfig, FinetuneConfig, SegmentConfig
 from heatssl.config_file import load_config
 from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
 from heatssl.errors import UserError
@@ -84,6 +84,8 @@ class Source:
         """
         settings = {name: value for name, value in asdict(config).items() if name not in KEEPS_NUMBER}
         shown = [self.data.image_size, self.data.mean, self.data.std]
+        if isinstance(config, FinetuneConfig):  # the only one that flips images as the data have it
+            shown.append(self.data.flip)
         is_twin = bool(weights) and weights != self.weights
         measured = digest_of(weights, self.info.describe()) if is_twin else self._weights_digest
         return digest_of(metric, settings, measured, images or self.digests_for(config), shown)

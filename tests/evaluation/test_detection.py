@@ -246,7 +246,15 @@ def test_the_command_on_scenes_says_what_it_measured(run: Path, capsys) -> None:
     ]
     assert {(each["split"], each["train_size"], each["val_size"]) for each in results} == {("held-out", 18, 6)}
     protocol = results[0]["protocol"]
-    for part in ("average precision", "of 10 classes", "scales 2, 1,", "2 epochs", "whole images", "seed 0"):
+    for part in (
+        "10 % of them warm-up, then cosine, gradients clipped at norm 10",
+        "average precision",
+        "of 10 classes",
+        "scales 2, 1,",
+        "2 epochs",
+        "whole images",
+        "seed 0",
+    ):
         assert part in protocol
     assert "centre crop" not in protocol
     assert protocol in capsys.readouterr().out
