@@ -210,7 +210,8 @@ def _result(
     clipped = f", gradients clipped at norm {config.gradient_clip:g}" if config.gradient_clip else ""
     about = (
         f"all weights trained for {config.epochs} epochs on {crops}, AdamW {config.learning_rate:g} in batches "
-        f"of {config.batch_size}, {config.warmup_epochs:g} epochs of warm-up, then cosine, {', '.join(f'{name} {value:g}' for name, value in settings.items())}{clipped}, {averaged}, "
+        f"of {config.batch_size}, {config.warmup_epochs:g} epochs of warm-up, then cosine, "
+        f"{', '.join(f'{name} {value:g}' for name, value in settings.items())}{clipped}, {averaged}, "
         f"{'bfloat16' if config.precision == 'bf16' else 'float32'}; mean over positions and a linear layer"
     )
     sizes = (len(train), len(val))

@@ -162,7 +162,9 @@ def _keep_table(folder: Path) -> None:
     """Results of a table stay when another takes its place: earlier versions kept them nowhere else."""
     kept = {entry.get("key") for entry in read_results(folder / KEPT)}
     rows = [row for row in read_results(folder / TABLE) if row.get("key") and row["key"] not in kept]
-    lacking = [row | ({"source": row["name"]} if row["source"] in ("last", "best") else {}) for row in rows]
+    lacking = [
+        row | ({"source": row.get("name", row["source"])} if row["source"] in ("last", "best") else {}) for row in rows
+    ]
     if lacking:
         append_entries(folder / KEPT, lacking)
 
