@@ -13,7 +13,7 @@ def run_report(config: ReportConfig) -> None:
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
-    """Measure every source, write tables and page, print where they are; they tell of all that was measured before an interrupt."""
+    """Measure every source, write tables and page, print where they are; an interrupt leaves what was measured."""
     from heatssl.evaluation import run_suite
     from heatssl.evaluation.processes import is_first
     from heatssl.report.results_page import write_results_page

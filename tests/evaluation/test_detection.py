@@ -237,7 +237,7 @@ def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_
 
 def test_the_command_on_scenes_says_what_it_measured(run: Path, capsys) -> None:
     words = [f"{key}={value}" for key, value in QUICK.items()]
-    data = ["data=shapes", "data.train_size=24", "data.held_out=0.25", "data.workers=0"]
+    data = ["data=shapes", "data.train_size=24", "data.held_out=0.25"]
     assert main(["detect", f"run={run}", *words, *data]) == 0
     results = json.loads((run / "evaluation.json").read_text())["results"]
     metrics = ["detection AP", "detection AP50", "detection AP75"]
