@@ -23,6 +23,7 @@ from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.data.crop import check_crop_scale
 from heatssl.errors import UserError, permission_errors
+from heatssl.evaluation.accuracy import right_answers
 from heatssl.evaluation.checkpoint import Stateful
 from heatssl.evaluation.checks import check_numbers
 from heatssl.evaluation.features import evaluation_mode
@@ -174,8 +175,8 @@ def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torc
         for batch in progress_bar(loader, name="val", shown=is_first()):
             if len(batch.images):
                 logits = model(normalise(batch.images.to(device), config))
-                right = logits.argmax(dim=1).cpu() == batch.labels
-                counts += torch.tensor([int(right.sum()), len(right)])
+                right = right_answers(logits.argmax(dim=1).cpu(), batch.labels)
+                counts += torch.tensor([right, len(batch.labels)])
     answered, images = total(counts).tolist()
     return answered / max(1, images)
 
