@@ -218,7 +218,8 @@ def test_a_held_out_part_of_train_does_not_replace_val(run: Path) -> None:
         (["probe", "solver=sgd", "epochs=2"], "SGD"),
         (["probe", "shots=1"], "draws"),
         (["segment", "method=knn"], "neighbours"),
-        (["health", "images=4"], "images"),
+        (["health", "images=4"], "features"),
+        (["health", "images=4"], "receptive field"),
     ],
 )
 def test_whoever_waits_sees_how_far_it_is(words: list[str], bar: str, run: Path, monkeypatch) -> None:
