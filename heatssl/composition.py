@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from heatssl.config import SCHEMAS, DataConfig, PretrainConfig, setting_types
 from heatssl.config_folder import config_folder, groups, options
 from heatssl.errors import UserError
+from heatssl.unused import refuse_of_training
 
 OPEN_SETTINGS = ("backbone_arguments", "objective", "prior")  # their keys stand in timm and in configs
 EXPECTED = {
@@ -76,6 +77,7 @@ def _checked(command: str, override: str, overrides: list[str]) -> str:
         raise UserError(f"unknown key {key!r}{_nearest(key, [*known, *groups(command)], command)}")
     if key.startswith("data.") and command != "pretrain" and not _chooses(overrides, "data"):
         raise UserError(f"{key} needs {' or '.join(f'data={name}' for name in options('data'))} beside it")
+    refuse_of_training(command, key)
     if _is_text(known[key]) and value != "null":
         return f"{key}={_quoted(value)}"
     return _readable(f"{key}={value}")

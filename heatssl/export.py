@@ -10,6 +10,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import timm
+import torch
 from torch import Tensor, nn
 
 from heatssl.backbones import create_backbone
@@ -96,16 +97,19 @@ def kept_backbones(run: Path) -> dict[int, Path]:
     return dict(sorted(by_step.items()))
 
 
-def load_backbone(source: str | Path, *, classifier: bool = False) -> tuple[nn.Module, BackboneInfo]:
+def load_backbone(
+    source: str | Path, *, classifier: bool = False, seed: int | None = None
+) -> tuple[nn.Module, BackboneInfo]:
     """A backbone with its weights, in evaluation mode on the CPU, and what is known about it.
 
     Args:
         source: a run folder (its last weights); ``RUN/best`` (best by online kNN); ``timm:NAME`` (pretrained
-            weights) or ``timm:NAME?random`` (random ones, drawn from torch's global generator);
+            weights) or ``timm:NAME?random`` (random ones, see ``seed``);
             ``hf-hub:USER/NAME`` and ``local-dir:FOLDER`` as timm takes them; ``FILE.safetensors`` that heatssl wrote,
             of a classifier its backbone; ``FILE?NAME``, weights (.safetensors, .pth, .pt, .bin) of timm's model NAME,
             classifier or none.
         classifier: keep the one that the weights came with.
+        seed: of random weights; torch's global generator stays as it was. None: they are drawn from it.
 
     Raises:
         UserError: when the folder is missing or holds no backbone, when the weights do not fit the
@@ -114,7 +118,10 @@ def load_backbone(source: str | Path, *, classifier: bool = False) -> tuple[nn.M
     """
     text = str(source)
     if text.startswith(("timm:", *TIMM_SOURCES)):
-        return _from_timm(text.removeprefix("timm:"), classifier)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return _from_timm(text.removeprefix("timm:"), classifier)
     path, name = _file_and_name(text)
     if not is_run(source) and name:
         return _from_file(path, name, classifier)

@@ -50,10 +50,10 @@ def with_classifier(config: AttributeConfig, source: Source) -> Source:
     if load_head(source.name) is not None:  # no part of the model, see _of_head
         return source
     if LOGIT.fullmatch(config.target):
-        return replace(source, backbone=load_backbone(source.name, classifier=True)[0])
+        return replace(source, backbone=load_backbone(source.name, classifier=True, seed=config.seed)[0])
     if config.target in ("margin", "entropy") and not any(file.exists() for file in _probe_files(source)):
         with suppress(UserError):  # without any classifier it is a probe that is missing
-            return replace(source, backbone=load_backbone(source.name, classifier=True)[0])
+            return replace(source, backbone=load_backbone(source.name, classifier=True, seed=config.seed)[0])
     return source
 
 

@@ -15,15 +15,15 @@ from heatssl.errors import UserError
 _RATIO = math.log(4 / 3)  # widest and tallest crop, as a logarithm of width over height
 
 
-def check_crop_scale(scale: Sequence[float]) -> None:
+def check_crop_scale(scale: Sequence[float], name: str = "data.crop_scale") -> None:
     """Refuse what is no range of fractions.
 
     Raises:
-        UserError: naming ``data.crop_scale``.
+        UserError: naming the setting.
     """
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         fix = "use two fractions, the smaller first, such as [0.35,1.0]"
-        raise UserError(f"data.crop_scale={scale} is no range of areas: {fix}")
+        raise UserError(f"{name}={scale} is no range of areas: {fix}")
 
 
 def random_resized_crop(image: Image.Image, size: int, scale: Sequence[float], random: np.random.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from heatssl.backbones import feature_map, pooled_features
 from heatssl.config import DataConfig, HealthConfig
 from heatssl.data import BadFiles, eval_loader, normalise, open_split
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.features import evaluation_mode
+from heatssl.evaluation.features import evaluation_mode, extract_features
 from heatssl.evaluation.health import alignment, area_holding, lidar, linear_cka, receptive_field, uniformity
 from heatssl.evaluation.measure import backbones_of
 from heatssl.evaluation.results import commit, hardware
@@ -50,22 +50,24 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
         raise UserError("images must be at least 2, and views too: they are compared with each other")
     source = open_source(config)
     check_folder(source.output)
-    other = load_backbone(config.other) if config.other else None
+    other = load_backbone(config.other, seed=config.seed) if config.other else None
     data = dataclasses.replace(source.data, val_size=config.images)
-    views, images = _views(data, config)
+    backbones = dict(backbones_of(source, config.random_init, config.seed))
+    seen, first = _look(list(backbones.values()), source, data, config)
     figures = {
-        weights: _figures(backbone, source, views, images)
-        for weights, backbone in backbones_of(source, config.random_init, config.seed)
+        weights: _figures(backbone, source, features, first)
+        for (weights, backbone), features in zip(backbones.items(), seen, strict=True)
     }
     compared = ""
     if other is not None:
         backbone, info = other
-        same = _images(shown_to(info, data), config)
-        features = (_features(each, shown, source) for each, shown in ((source.backbone, images), (backbone, same)))
-        figures[source.weights]["cka"] = linear_cka(*features).item()
+        same = shown_to(info, data)
+        images = open_split(same, "val")
+        theirs, _ = extract_features(backbone, images, same, batch_size=config.batch_size, device=source.device)
+        figures[source.weights]["cka"] = linear_cka(seen[0].images, theirs).item()
         compared = f"; CKA to {config.other} at {info.image_size} px"
     split = "the held-out share of train" if source.split == "held-out" else "val"
-    about = f"{len(images)} images of {split}, {config.views} views of each, at {source.data.image_size} px"
+    about = f"{len(seen[0].images)} images of {split}, {config.views} views of each, at {source.data.image_size} px"
     record: dict[str, Any] = dict(figures) | {
         "protocol": f"{about}; seed {config.seed}{compared}",
         "hardware": hardware(source.device),
@@ -80,47 +82,70 @@ def run_health(config: HealthConfig) -> dict[str, dict[str, float]]:
     return figures
 
 
-def _views(data: DataConfig, config: HealthConfig) -> tuple[Tensor, Tensor]:
-    """Random views (N, Q, 3, S, S) and the images themselves (N, 3, S, S), normalised."""
-    settings = view_settings(data.image_size, (0.3, 1.0), 0.4, 0.2, 0.0)
-    torch.manual_seed(config.seed)
-    images = _images(data, config)
-    views = [
-        torch.stack([random_view(shown, settings, data.mean, data.std) for _ in range(config.views)], 1)
-        for shown in images.split(config.batch_size)
-    ]
-    return torch.cat(views), images
+class _Features(NamedTuple):
+    """What a backbone makes of the readable images, mean-pooled, on the CPU."""
+
+    images: Tensor  # (N, C)
+    views: Tensor  # (N, Q, C)
 
 
-def _images(data: DataConfig, config: HealthConfig) -> Tensor:
-    """The readable images of val (N, 3, S, S), normalised.
+def _look(
+    backbones: list[nn.Module], source: Source, data: DataConfig, config: HealthConfig
+) -> tuple[list[_Features], Tensor]:
+    """Features of each backbone, of the same random views, and the first normalised images (at most 64, 3, S, S).
+
+    A view is gone when all have seen it: those of 1,000 images would take gigabytes.
 
     Raises:
-        UserError: when too many cannot be read, or fewer than two can.
+        UserError: when too many images cannot be read, or fewer than two can.
     """
-    bad, images = BadFiles(data.bad_fraction), []
-    loader = eval_loader(open_split(data, "val"), data, batch_size=config.batch_size)
-    for batch in progress_bar(loader, name="images", unit="batch"):
-        bad.update(batch)
-        images.append(normalise(batch.images, data))
+    settings = view_settings(data.image_size, (0.3, 1.0), 0.4, 0.2, 0.0)
+    bad, images = BadFiles(data.bad_fraction), open_split(data, "val")
+    own: list[list[Tensor]] = [[] for _ in backbones]
+    views: list[list[Tensor]] = [[] for _ in backbones]
+    first, kept = [torch.empty(0, 3, data.image_size, data.image_size)], 0
+    passes = len(images) * len(backbones) * (1 + config.views)
+    torch.manual_seed(config.seed)
+    with progress_bar(total=passes, name="features", unit="image") as bar:
+
+        def features(shown: Tensor) -> list[Tensor]:
+            """(B, C) of each backbone."""
+            found = []
+            for backbone in backbones:
+                found.append(_features(backbone, shown, source))
+                bar.update(len(shown))
+            return found
+
+        for batch in eval_loader(images, data, batch_size=config.batch_size):
+            bad.update(batch)
+            if not len(batch.images):
+                continue
+            shown = normalise(batch.images, data)
+            first.append(shown[: LARGEST - kept].clone())
+            kept += len(first[-1])
+            for place, found in enumerate(features(shown)):
+                own[place].append(found)
+            each = [features(random_view(shown, settings, data.mean, data.std)) for _ in range(config.views)]
+            for place, of_one in enumerate(zip(*each, strict=True)):
+                views[place].append(torch.stack(of_one, 1))
     bad.check()
-    found = torch.cat(images)
-    if len(found) < 2:
-        raise UserError(f"{len(found)} image can be read, and figures compare two at least: give a data set of more")
-    return found
+    count = sum(map(len, own[0]))
+    if count < 2:
+        raise UserError(f"{count} image can be read, and figures compare two at least: give a data set of more")
+    seen = [_Features(torch.cat(mine), torch.cat(theirs)) for mine, theirs in zip(own, views, strict=True)]
+    return seen, torch.cat(first)
 
 
-def _figures(backbone: nn.Module, source: Source, views: Tensor, images: Tensor) -> dict[str, float]:
-    features = _features(backbone, views.flatten(0, 1), source).unflatten(0, views.shape[:2])
-    own = _features(backbone, images, source)
+def _figures(backbone: nn.Module, source: Source, features: _Features, first: Tensor) -> dict[str, float]:
+    shown = first.to(source.device)
     with evaluation_mode(backbone), torch.no_grad():
-        maps = feature_map(backbone.to(source.device), images[:LARGEST].to(source.device)).float()
-    looks_at = receptive_field(backbone, images[:LARGEST].to(source.device))
+        maps = feature_map(backbone.to(source.device), shown).float()
+    looks_at = receptive_field(backbone, shown, progress=True)
     found = {
-        "rankme": rankme(own).item(),
-        "lidar": lidar(features).item(),
-        "alignment": alignment(features[:, 0], features[:, 1]).item(),
-        "uniformity": uniformity(own).item(),
+        "rankme": rankme(features.images).item(),
+        "lidar": lidar(features.views).item(),
+        "alignment": alignment(features.views[:, 0], features.views[:, 1]).item(),
+        "uniformity": uniformity(features.images).item(),
         "channel_std": channel_std(maps).item(),
         "receptive_area": area_holding(0.95, looks_at),
     }
@@ -133,9 +158,8 @@ def _figures(backbone: nn.Module, source: Source, views: Tensor, images: Tensor)
 def _features(backbone: nn.Module, images: Tensor, source: Source) -> Tensor:
     """Mean-pooled features (N, C) on the CPU."""
     backbone.to(source.device)
-    parts = progress_bar(images.split(256), name="features")
     with evaluation_mode(backbone):
-        return torch.cat([pooled_features(backbone, part.to(source.device)).float().cpu() for part in parts])
+        return pooled_features(backbone, images.to(source.device)).float().cpu()
 
 
 def _table(figures: dict[str, dict[str, float]], about: str) -> str:

@@ -1,6 +1,8 @@
 """Training of an evaluation goes on where it was stopped."""
 
+import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +11,8 @@ import torch
 from heatssl.errors import UserError
 from heatssl.evaluation.processes import is_first, rank_and_world, total
 from heatssl.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
@@ -26,7 +30,8 @@ class Checkpoint:
 
     Args:
         path: of the file.
-        key: of the training, see :meth:`heatssl.evaluation.source.Source.key`; a file of another key counts as none.
+        key: of the training, see :meth:`heatssl.evaluation.source.Source.key`; a file of another key
+            counts as none, and so does a damaged one, which is told of in one line.
         parts: what changes in training, by name.
     """
 
@@ -46,16 +51,28 @@ class Checkpoint:
         return step
 
     def _load(self) -> int:
-        if not self.path.exists():
+        before = {name: deepcopy(part.state_dict()) for name, part in self.parts.items()}
+        try:
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+            if found["key"] != self.key:
+                return 0
+            step = int(found["step"])
+            for name, part in self.parts.items():
+                part.load_state_dict(found[name])
+        except FileNotFoundError:
             return 0
-        found = torch.load(self.path, map_location="cpu", weights_only=True)
-        if found["key"] != self.key:
+        except PermissionError:  # what cannot be read cannot be replaced either
+            raise
+        except Exception as error:  # noqa: BLE001 - files are broken in many ways
+            for name, part in self.parts.items():  # of which some may have been loaded
+                part.load_state_dict(before[name])
+            if is_first():
+                reason = " ".join(str(error).split())[:100]
+                log.warning("%s is damaged or cannot be read (%s): training begins again", self.path, reason)
             return 0
-        for name, part in self.parts.items():
-            part.load_state_dict(found[name])
         if is_first():
-            print(f"going on from step {found['step']} of {self.path}", flush=True)
-        return int(found["step"])
+            print(f"going on from step {step} of {self.path}", flush=True)
+        return step
 
     def save(self, step: int) -> None:
         """Whole or not at all."""
@@ -65,6 +82,6 @@ class Checkpoint:
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def remove(self) -> None:
-        """The training is over."""
+        """Nobody will ask for it again."""
         if is_first():
             self.path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""What kNN and the probes ask of their input, checked before anything is computed."""
+"""What evaluations ask of their settings and input, checked before anything is computed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,20 @@ from heatssl.data import ImageData
 from heatssl.errors import UserError
 
 CHUNK = 2**24  # numbers that are looked at at a time
+
+
+def check_numbers(config: Any, *, over_zero: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+    """Settings that are to be finite and over 0, and such as may be 0.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    over_zero = tuple(over_zero)
+    for name in (*over_zero, *not_negative):
+        value = getattr(config, name)
+        if not math.isfinite(value) or value < 0 or (name in over_zero and not value):
+            least = "over 0" if name in over_zero else "0 or more"
+            raise UserError(f"{name} must be {least} and finite, not {value:g}")
 
 
 def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:

@@ -9,8 +9,8 @@ from heatssl.config import DetectConfig
 from heatssl.data import Boxed, Split, Squares, open_boxed
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.average_precision import average_precision, coco_metric
-from heatssl.evaluation.checkpoint import Checkpoint
-from heatssl.evaluation.detection import find_boxes, train_detector, true_boxes
+from heatssl.evaluation.checks import check_numbers
+from heatssl.evaluation.detection import GRADIENT_CLIP, WARMUP, find_boxes, train_detector, true_boxes
 from heatssl.evaluation.detector import check_detector
 from heatssl.evaluation.frozen_maps import FrozenMaps
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
@@ -50,8 +50,7 @@ def _check_settings(config: DetectConfig) -> None:
     check_detector(config.width, config.scales)
     if config.epochs < 1 or config.batch_size < 1:
         raise UserError("epochs and batch_size must be at least 1")
-    if config.learning_rate <= 0 or config.weight_decay < 0:
-        raise UserError("learning_rate must be over 0, and weight_decay not negative")
+    check_numbers(config, over_zero=["learning_rate"], not_negative=["weight_decay"])
     check_shrinkage(config.shrinkage)
 
 
@@ -79,14 +78,15 @@ def _measure(
         weight_decay=config.weight_decay,
         shrinkage=config.shrinkage,
         seed=config.seed,
-        checkpoint=partial(Checkpoint, source.output / f"{source.mark}detect_{weights}.ckpt", key),
+        checkpoint=partial(source.checkpoint, "detect", weights, key),
     )
     scores = average_precision(find_boxes(detector, tested, config.batch_size), true_boxes(val.boxes, size))
     mirrored = ", mirror images as well" if config.flip else ""
     about = (
         f"of {len(train.classes)} classes; FCOS of width {config.width} over a simple feature pyramid of scales "
         f"{', '.join(f'{scale:g}' for scale in config.scales)}, AdamW {config.learning_rate:g}, weight decay "
-        f"{config.weight_decay:g}, {config.epochs} epochs in batches of {config.batch_size}{mirrored}; "
+        f"{config.weight_decay:g}, {config.epochs} epochs in batches of {config.batch_size}, "
+        f"{100 * WARMUP:g} % of them warm-up, then cosine, gradients clipped at norm {GRADIENT_CLIP:g}{mirrored}; "
         f"frozen feature maps{preparation(config.shrinkage)} ({' x '.join(map(str, learned.shape))})"
     )
     told = {

@@ -87,8 +87,6 @@ def train_detector(
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if state:
                 state.save(step)
-    if state:
-        state.remove()
     return detector.eval()
 
 

@@ -108,7 +108,7 @@ class _Table:
             raise UserError(
                 f"the feature maps of {count} images, {' x '.join(map(str, shape))} each, would take "
                 f"{needed / 1e9:.1f} GB of memory, more than {self.most_bytes / 1e9:.1f}: "
-                "use fewer images (data.train_size, data.val_size) or head=linear"
+                "use fewer images (data.train_size, data.val_size), or what needs no maps, such as probe head=linear"
             )
         with torch.inference_mode(False):  # callers may train on what they get
             return torch.empty(count, *shape, dtype=self.dtype)

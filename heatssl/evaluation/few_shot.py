@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from heatssl.errors import UserError
+from heatssl.evaluation.accuracy import accuracy
 from heatssl.evaluation.checks import check_features, check_labels
 from heatssl.evaluation.logistic import logistic_regression
 from heatssl.progress_bar import progress_bar
@@ -74,7 +75,7 @@ def few_shot_probe(
         rows = draw(train_y, shots, share, generator)
         x, y = train_x[rows], train_y[rows]
         (probe,) = logistic_regression(x, y, [1 / len(y)], classes, ITERATIONS)
-        accuracies.append((probe.logits(test_x).argmax(dim=1) == test_y).float().mean().item())
+        accuracies.append(accuracy(probe.logits(test_x).argmax(dim=1), test_y))
     return FewShotResult(accuracies)
 
 

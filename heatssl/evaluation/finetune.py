@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from heatssl.backbones import create_backbone, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
+from heatssl.data.crop import check_crop_scale
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.checkpoint import Checkpoint, Stateful
+from heatssl.evaluation.accuracy import right_answers
+from heatssl.evaluation.checkpoint import Stateful
+from heatssl.evaluation.checks import check_numbers
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.processes import is_first, parallel, rank_and_world, total
@@ -88,8 +91,14 @@ def _check_settings(config: FinetuneConfig) -> None:
         raise UserError("epochs must be at least 1, and batch_size even: mixup mixes images in pairs")
     if not 0 < config.layer_decay <= 1 or not 0 <= config.ema < 1 or not 0 <= config.drop_path < 1:
         raise UserError("layer_decay must be in (0, 1], ema and drop_path in [0, 1)")
-    if config.mixup < 0 or config.cutmix < 0 or not 0 <= config.smoothing < 1:
-        raise UserError("mixup and cutmix must not be negative, and smoothing in [0, 1)")
+    if not 0 <= config.smoothing < 1:
+        raise UserError("smoothing must be in [0, 1)")
+    check_numbers(
+        config,
+        over_zero=["learning_rate"],
+        not_negative=["weight_decay", "warmup_epochs", "mixup", "cutmix", "gradient_clip"],
+    )
+    check_crop_scale(config.crop_scale, "crop_scale")
     if config.precision not in ("32", "bf16"):
         raise UserError(f"unknown precision {config.precision!r}: use 32 or bf16")
 
@@ -136,7 +145,7 @@ def fit(
         train,
         data,
         Plan(config.epochs, config.warmup_epochs, config.batch_size, config.seed, config.gradient_clip),
-        Checkpoint(source.output / f"{source.mark}finetune_{weights}.ckpt", source.key("finetune", config), parts),
+        source.checkpoint("finetune", weights, source.key("finetune", config), parts),
         device,
         name="finetune",
         after_step=None if average is None else lambda step: average.update(model, step=step),
@@ -166,8 +175,8 @@ def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torc
         for batch in progress_bar(loader, name="val", shown=is_first()):
             if len(batch.images):
                 logits = model(normalise(batch.images.to(device), config))
-                right = logits.argmax(dim=1).cpu() == batch.labels
-                counts += torch.tensor([int(right.sum()), len(right)])
+                right = right_answers(logits.argmax(dim=1).cpu(), batch.labels)
+                counts += torch.tensor([right, len(batch.labels)])
     answered, images = total(counts).tolist()
     return answered / max(1, images)
 
@@ -197,10 +206,14 @@ def _result(
         "label smoothing": config.smoothing,
         "drop path": config.drop_path,
     }
+    smallest, largest = (100 * area for area in config.crop_scale)
+    crops = f"random crops of {smallest:g} to {largest:g} %{' and flips' if source.data.flip else ', no flips'}"
+    clipped = f", gradients clipped at norm {config.gradient_clip:g}" if config.gradient_clip else ""
     about = (
-        f"all weights trained for {config.epochs} epochs, AdamW {config.learning_rate:g} in batches of "
-        f"{config.batch_size}, {', '.join(f'{name} {value:g}' for name, value in settings.items())}, {averaged}; "
-        "mean over positions and a linear layer"
+        f"all weights trained for {config.epochs} epochs on {crops}, AdamW {config.learning_rate:g} in batches "
+        f"of {config.batch_size}, {config.warmup_epochs:g} epochs of warm-up, then cosine, "
+        f"{', '.join(f'{name} {value:g}' for name, value in settings.items())}{clipped}, {averaged}, "
+        f"{'bfloat16' if config.precision == 'bf16' else 'float32'}; mean over positions and a linear layer"
     )
     sizes = (len(train), len(val))
     return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config, start)

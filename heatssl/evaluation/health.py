@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from heatssl.backbones import feature_map
 from heatssl.evaluation.features import evaluation_mode
+from heatssl.progress_bar import progress_bar
+
+FIELDS = 16  # images whose receptive field is computed at a time
 
 
 def effective_rank(eigenvalues: Tensor) -> Tensor:
@@ -77,24 +80,29 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
     return (shared / own.clamp_min(1e-30)).float()
 
 
-def receptive_field(backbone: nn.Module, images: Tensor) -> Tensor:
+def receptive_field(backbone: nn.Module, images: Tensor, *, progress: bool = False) -> Tensor:
     """What the middle position of the map looks at (arXiv 1701.04128): mean absolute gradient on the pixels.
 
     Args:
         backbone: any timm model; runs in evaluation mode.
         images: normalised (B, 3, S, S).
+        progress: show a bar on a terminal once the work has taken two seconds.
 
     Returns:
         (S, S), summing to one.
     """
+    seen = images.new_zeros(images.shape[2:])
+    generator = torch.Generator().manual_seed(0)
+    parts = progress_bar(images.split(FIELDS), name="receptive field", unit="batch", shown=progress)
     with evaluation_mode(backbone), torch.enable_grad():
-        pixels = images.detach().clone().requires_grad_()
-        maps = feature_map(backbone, pixels)
-        middle = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
-        # A random direction of features: the plain sum is what a norm at the end keeps constant.
-        direction = torch.randn(middle.shape, generator=torch.Generator().manual_seed(0)).to(middle)
-        (gradient,) = torch.autograd.grad((middle * direction).sum(), pixels)
-    seen = gradient.abs().sum(dim=1).mean(dim=0)
+        for part in parts:
+            pixels = part.detach().clone().requires_grad_()
+            maps = feature_map(backbone, pixels)
+            middle = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
+            # A random direction of features: the plain sum is what a norm at the end keeps constant.
+            direction = torch.randn(middle.shape, generator=generator).to(middle)
+            (gradient,) = torch.autograd.grad((middle * direction).sum(), pixels)
+            seen += gradient.abs().sum(dim=(0, 1))
     return seen / seen.sum().clamp_min(1e-30)
 
 

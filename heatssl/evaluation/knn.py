@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.errors import UserError
+from heatssl.evaluation.accuracy import right_answers
 from heatssl.evaluation.checks import check_features
 from heatssl.evaluation.processes import total
 from heatssl.progress_bar import progress_bar
@@ -99,7 +100,7 @@ def knn_accuracies(
         for place, k in enumerate(ks):
             tally = votes.new_zeros(len(queries), len(labels))
             tally.scatter_add_(1, classes[:, :k], votes[:, :k])
-            right[place] += int((labels[tally.argmax(dim=1)] == wanted).sum())
+            right[place] += right_answers(labels[tally.argmax(dim=1)], wanted)
     right = total(right) if world > 1 else right
     return [int(number) / len(test_x) for number in right]
 

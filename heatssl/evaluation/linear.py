@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatssl.errors import UserError
+from heatssl.evaluation.accuracy import accuracy
 from heatssl.files import write_atomically
 
 ROWS = 8192  # features that are worked on at a time
@@ -39,7 +40,7 @@ class LinearProbe:
 def accuracy_and_loss(probe: LinearProbe, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Accuracy and mean cross-entropy on features (N, C) and labels (N,)."""
     logits = torch.cat([probe.logits(rows) for rows in x.split(ROWS)])
-    return (logits.argmax(dim=1) == y).double().mean().item(), F.cross_entropy(logits, y).item()
+    return accuracy(logits.argmax(dim=1), y), F.cross_entropy(logits, y).item()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

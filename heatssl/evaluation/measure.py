@@ -96,8 +96,10 @@ def begin(config: EvaluationConfig, *, cache: bool = False, several: bool = Fals
 
 
 def finish(source: Source, results: list[Result]) -> list[Result]:
-    """Print the results and keep them in ``evaluation.json``."""
+    """Print the results and keep them in ``evaluation.json``; what was trained for them is not needed any more."""
     if is_first():
         print(format_table(results), flush=True)  # first: what cannot be written is not lost
         append_results(source.output / "evaluation.json", results)
+        for checkpoint in source.checkpoints:
+            checkpoint.remove()
     return results

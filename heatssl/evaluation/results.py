@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,30 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["results"])
+        found = json.loads(path.read_text(encoding="utf-8"))["results"]
+        _check_entries(found)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a list of results ({error}): move it away and run the command again") from error
+    return list(found)
+
+
+def _check_entries(found: Any) -> None:
+    """Whatever has a key was written with all fields; earlier versions left out both.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if not isinstance(found, list):
+        raise ValueError(f"its results are of type {type(found).__name__}")
+    for number, entry in enumerate(found, 1):
+        if not isinstance(entry, dict):
+            raise ValueError(f"result {number} is of type {type(entry).__name__}")
+        lacking = [each.name for each in fields(Result) if each.default is MISSING and each.name not in entry]
+        if entry.get("key") and lacking:
+            raise ValueError(f"result {number} has no {lacking[0]}")
+        accuracy = entry.get("accuracy", 0.0)
+        if isinstance(accuracy, bool) or not isinstance(accuracy, int | float):
+            raise ValueError(f"the accuracy of result {number} is no number")
 
 
 def format_table(results: list[Result]) -> str:

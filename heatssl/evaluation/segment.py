@@ -13,7 +13,14 @@ from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.features import extract_all_maps
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.results import Result
-from heatssl.evaluation.segmentation import EPOCHS, IGNORED, knn_segmentation, linear_segmentation
+from heatssl.evaluation.segmentation import (
+    EPOCHS,
+    IGNORED,
+    check_counted,
+    knn_segmentation,
+    linear_segmentation,
+    split_rows,
+)
 from heatssl.evaluation.source import Source
 from heatssl.progress_bar import progress_bar
 from heatssl.unused import refuse_unused
@@ -54,6 +61,9 @@ def measure_segment(source: Source, config: SegmentConfig) -> list[Result]:
     if len(values) < 2:
         raise UserError(f"masks of train hold {values} and nothing else: segmentation needs two classes")
     masks = tuple(_classes(each, values) for each in (train_masks, val_masks))
+    check_counted(masks[1], source.split)  # before features cost time
+    if config.method == "linear":
+        split_rows(masks[0], config.held_out, config.seed)
     results = []
     for weights, backbone in backbones_of(source, config.random_init, config.seed):
         results.append(_measure(weights, backbone, source, config, (train, val), masks, values))

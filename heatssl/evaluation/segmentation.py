@@ -75,11 +75,10 @@ def linear_segmentation(
         UserError: on shapes that do not fit, fewer than two images, maps that are not finite, or a class out of range.
     """
     _check(train_maps, train_masks, test_maps, test_masks, classes)
-    if len(train_maps) < 2 or not 0 < held_out < 1 or epochs < 1:
-        raise UserError("segmentation needs two images of train or more, held_out between 0 and 1, and an epoch")
-    order = torch.randperm(len(train_maps), generator=torch.Generator().manual_seed(seed))
-    held = order[: max(1, round(held_out * len(order)))]
-    fit = order[len(held) :]
+    if epochs < 1:
+        raise UserError(f"epochs={epochs} must be at least 1")
+    fit, held = split_rows(train_masks, held_out, seed)
+    order = torch.cat([held, fit])
     mean, std = moments(train_maps)
     with progress_bar(
         total=(len(learning_rates) * len(fit) + len(order)) * epochs, name="segmentation", shown=progress
@@ -98,6 +97,34 @@ def linear_segmentation(
         best = learning_rates[max(range(len(quality)), key=quality.__getitem__)]
         head = train(order, best)
     return scores(_predict(head, test_maps, device), test_masks, classes), best
+
+
+def split_rows(masks: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of masks (N, S, S) to fit, and rows held out: the share of them, at least one.
+
+    Raises:
+        UserError: on fewer than two masks, a share out of range, and when all pixels of either part are ignored.
+    """
+    if len(masks) < 2 or not 0 < held_out < 1:
+        raise UserError("segmentation needs two images of train or more, and held_out between 0 and 1")
+    order = torch.randperm(len(masks), generator=torch.Generator().manual_seed(seed))
+    held = max(1, round(held_out * len(order)))
+    for rows, part in (
+        (order[held:], "the rest of train"),
+        (order[:held], f"the held-out part of train ({held_out:g})"),
+    ):
+        check_counted(masks[rows], part, "another seed or held_out")
+    return order[held:], order[:held]
+
+
+def check_counted(masks: Tensor, part: str, else_give: str = "other images") -> None:
+    """Masks (N, S, S) have a pixel that counts, or there is nothing to measure.
+
+    Raises:
+        UserError: naming them, and what would help.
+    """
+    if bool((masks == IGNORED).all()):
+        raise UserError(f"all pixels of the masks of {part} are ignored: shorten ignore, or give {else_give}")
 
 
 class _LinearHead(nn.Module):
@@ -227,7 +254,9 @@ def scores(maps: Tensor, masks: Tensor, classes: int) -> SegmentationScores:
     confusion = MulticlassConfusionMatrix(classes, ignore_index=IGNORED)
     for part, mask in zip(maps.split(BATCH), masks.split(BATCH), strict=True):
         confusion.update(to_pixels(part, masks.shape[1:]).argmax(dim=1), mask.long())
-    table = confusion.compute().double()  # true class down, predicted across
+    # True class down, predicted across. MulticlassJaccardIndex divides the same counts in float32, which is exact for
+    # less than 16.8 million pixels.
+    table = confusion.compute().double()
     right = table.diagonal()
     ious = right / (table.sum(dim=0) + table.sum(dim=1) - right)
     return SegmentationScores(ious.tolist(), (right.sum() / table.sum()).item())
@@ -243,5 +272,6 @@ def _check(train_maps: Tensor, train_masks: Tensor, test_maps: Tensor, test_mask
         if not torch.isfinite(maps).all():
             raise UserError(f"{split} maps contain NaN or infinity: the weights are broken, use an earlier checkpoint")
         wrong = (masks >= classes) & (masks != IGNORED)
+        check_counted(masks, split)
         if wrong.any():
             raise UserError(f"{split} masks hold the class {int(masks[wrong][0])}, there are {classes} from 0 on")

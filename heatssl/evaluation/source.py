@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from heatssl.backbones import create_backbone
-from heatssl.config import DataConfig, EvaluationConfig, SegmentConfig
+from heatssl.config import DataConfig, EvaluationConfig, FinetuneConfig, SegmentConfig
 from heatssl.config_file import load_config
 from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
 from heatssl.errors import UserError
 from heatssl.evaluation import processes
+from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.checks import check_classes
 from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
@@ -41,6 +42,7 @@ class Source:
     device: torch.device
     output: Path
     cache: bool = True  # whether features are kept on disk
+    checkpoints: list[Checkpoint] = field(default_factory=list)  # of what was trained for results yet to be kept
 
     @cached_property
     def splits(self) -> dict[Split, ImageData]:
@@ -86,6 +88,8 @@ class Source:
         given = {name: value for name, value in asdict(config).items() if name not in KEEPS_NUMBER}
         settings = {name: value for name, value in given.items() if (name, value) not in LATER}
         shown = [self.data.image_size, self.data.mean, self.data.std]
+        if isinstance(config, FinetuneConfig):  # the only one that flips images as the data have it
+            shown.append(self.data.flip)
         is_twin = bool(weights) and weights != self.weights
         measured = digest_of(weights, self.info.describe()) if is_twin else self._weights_digest
         return digest_of(metric, settings, measured, images or self.digests_for(config), shown)
@@ -141,6 +145,21 @@ class Source:
         """Where the linear probe of these weights is kept."""
         return self.output / f"{self.mark}probe.safetensors"
 
+    def checkpoint(self, name: str, weights: str, key: str, parts: Mapping[str, Stateful]) -> Checkpoint:
+        """Where a training keeps its state, until :func:`heatssl.evaluation.measure.finish` has kept the results.
+
+        Not until it is over alone: results are kept together, and the twin may train for as long again.
+
+        Args:
+            name: of the training.
+            weights: ``pretrained`` or ``random_init``.
+            key: see :meth:`key`.
+            parts: what changes in training.
+        """
+        made = Checkpoint(self.output / f"{self.mark}{name}_{weights}.ckpt", key, parts)
+        self.checkpoints.append(made)
+        return made
+
     def twin(self, seed: int) -> nn.Module:
         """The same architecture with random weights; torch's global generator stays as it was."""
         with torch.random.fork_rng(devices=[]):
@@ -173,7 +192,8 @@ def open_source(
             "this runs in one process: start it without torchrun, which knn, probe, finetune and evaluate can share"
         )
     processes.join()
-    backbone, info = load_backbone(config.run)
+    # By the seed: each process of torchrun builds its own, and the next command looks for the features of this one.
+    backbone, info = load_backbone(config.run, seed=config.seed)
     folder = run_folder(config.run) if is_run(config.run) else None
     data = config.data
     if data is None and folder is None and not needs_data:

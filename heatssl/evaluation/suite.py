@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -84,12 +84,16 @@ class Row:
 
 
 @permission_errors()
-def run_suite(config: EvaluateConfig) -> Path:
+def run_suite(config: EvaluateConfig, after_table: Callable[[Path], object] | None = None) -> Path:
     """Measure every source, print the table; whatever is measured is written at once.
 
     ``results.json``, ``.csv`` and ``.md`` are the table of these sources, ``evaluation.json`` keeps what this and
     earlier calls have measured. All sources are opened before anything is measured: a mistake in the last costs
     nothing. What cannot be measured is left out and named.
+
+    Args:
+        config: settings.
+        after_table: called with the folder whenever the table was written.
 
     Returns:
         The folder of the results.
@@ -122,6 +126,8 @@ def run_suite(config: EvaluateConfig) -> Path:
             if where is None:
                 append_entries(folder / KEPT, [entry])
             write_tables(folder, measured)
+            if after_table is not None:
+                after_table(folder)
         _say(f"{told}, seed {seed}: {100 * entry['accuracy']:.1f} %" + (f", from {where}" if where else ""))
     if not measured:
         raise next(iter(failures.values()))
@@ -162,7 +168,9 @@ def _keep_table(folder: Path) -> None:
     """Results of a table stay when another takes its place: earlier versions kept them nowhere else."""
     kept = {entry.get("key") for entry in read_results(folder / KEPT)}
     rows = [row for row in read_results(folder / TABLE) if row.get("key") and row["key"] not in kept]
-    lacking = [row | ({"source": row["name"]} if row["source"] in ("last", "best") else {}) for row in rows]
+    lacking = [
+        row | ({"source": row.get("name", row["source"])} if row["source"] in ("last", "best") else {}) for row in rows
+    ]
     if lacking:
         append_entries(folder / KEPT, lacking)
 
@@ -289,8 +297,10 @@ def markdown(rows: list[Row]) -> str:
             "|---" * (len(metrics) + 1) + "|",
         ]
         for name in dict.fromkeys(row.name for row in here):
-            cells = {row.metric: _cell(row) for row in here if row.name == name}
-            lines.append(f"| {name} | " + " | ".join(cells.get(metric, "") for metric in metrics) + " |")
+            rows_of = [row for row in here if row.name == name]
+            # Several where the protocol of some seeds is told otherwise, as by an earlier version.
+            cells = [" / ".join(_cell(row) for row in rows_of if row.metric == metric) for metric in metrics]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
         protocols = {f"- {NAMES.get(row.metric, row.metric)}: {row.protocol}": None for row in here}
         machines = dict.fromkeys(f"- {row.hardware}, commit {row.commit}" for row in here)
         parts.append("\n".join([*lines, "", *protocols, *machines]))

@@ -45,7 +45,8 @@ def train_on_labels(
     Of several processes each meets its share of every batch; ``loss`` sees to it that their gradients become one.
 
     The learning rate of each group (times its ``lr_scale``, where it has one) is its peak, after a linear warm-up; half
-    a cosine takes it to zero. After every epoch the state is written; it is removed when all is done.
+    a cosine takes it to zero. After every epoch the state is written; after the last one too, and then
+    nothing is trained again.
 
     Raises:
         UserError: when the loss is not finite, too many files cannot be read, or processes cannot share a batch.
@@ -59,6 +60,8 @@ def train_on_labels(
     peaks = [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     first = checkpoint.load()
+    if first >= steps:  # what came after the training was interrupted
+        return
     share = plan.batch_size // world
     loader = train_loader(images, data, batch_size=share, seed=plan.seed, start_step=first, rank=rank, world=world)
     bad = BadFiles(data.bad_fraction)
@@ -86,6 +89,5 @@ def train_on_labels(
             bar.update()
             bar.set_postfix(loss=f"{found.item():.3f}", refresh=False)
             if (step + 1) % per_epoch == 0:
+                bad.check()  # first: who finds the state trusts it
                 checkpoint.save(step + 1)
-    bad.check()
-    checkpoint.remove()

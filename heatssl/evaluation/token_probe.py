@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heatssl.errors import UserError
+from heatssl.evaluation.accuracy import accuracy
 from heatssl.evaluation.checks import check_grid, check_labels, check_maps
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import moments
@@ -235,7 +236,7 @@ def _evaluate(probe: TokenProbe, maps: Tensor, y: Tensor, rows: Tensor) -> tuple
     device = probe.mean.device
     logits = torch.cat([probe(maps[batch].to(device)) for batch in rows.split(BATCH)])
     labels = y[rows].to(device)
-    return (logits.argmax(dim=1) == labels).double().mean().item(), F.cross_entropy(logits, labels).item()
+    return accuracy(logits.argmax(dim=1), labels), F.cross_entropy(logits, labels).item()
 
 
 def check_token_settings(

@@ -13,14 +13,14 @@ def run_report(config: ReportConfig) -> None:
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
-    """Measure every source, write tables and page, print where they are."""
+    """Measure every source, write tables and page, print where they are; an interrupt leaves what was measured."""
     from heatssl.evaluation import run_suite
     from heatssl.evaluation.processes import is_first
     from heatssl.report.results_page import write_results_page
 
-    folder = run_suite(config)
+    folder = run_suite(config, after_table=write_results_page)
     if is_first():
-        print(f"-> {write_results_page(folder)}")
+        print(f"-> {folder / 'results.html'}")
 
 
 def run_attribute(config: AttributeConfig) -> Path:

@@ -129,6 +129,7 @@ def test_the_command_line_on_any_model(tmp_path: Path, capsys: pytest.CaptureFix
         (["protocol=mae", "head=block"], "leave head and solver out"),
         (["protocol=mae", "shots=5"], "leave the others out"),
         (["protocol=mae", "epochs=0"], "epochs be at least 1"),
+        (["protocol=mae", "grid=[0.1,inf]"], "grid must hold positive numbers"),
         (["depth=4"], "no other head has any"),
         (["head=block", "depth=0"], "one block or more"),
     ],

@@ -1,5 +1,6 @@
 """Data that would give a wrong or meaningless number end in one line, exit code 2, and no number."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,11 @@ import torch
 from PIL import Image
 
 from heatssl.cli import main
+from heatssl.composition import compose
 from heatssl.config import DataConfig
+from heatssl.config_file import load_config, save_config
 from heatssl.data import open_split
+from heatssl.errors import UserError
 from heatssl.export import load_backbone, save_backbone
 
 COMMANDS = {
@@ -150,6 +154,39 @@ def test_settings_without_effect(
     assert main([words[0], f"run={run}", *words[1:]]) == 2
     assert f"{unused} has no effect with {choice}: leave it out" in capsys.readouterr().err
     assert not (run / "evaluation.json").exists()
+
+
+OF_TRAINING = [
+    "data.mean=[0.1,0.1,0.1]",
+    "data.std=[0.1,0.1,0.1]",
+    "data.crop_scale=[0.1,1]",
+    "data.flip=false",
+    "data.colour_jitter=1",
+    "data.grey=1",
+    "data.workers=0",
+]
+
+
+@pytest.mark.parametrize(
+    "command", ["knn", "probe", "segment", "health", "attribute", "finetune", "detect", "evaluate"]
+)
+def test_settings_of_images_that_only_training_looks_at(command: str) -> None:
+    used = ["data.flip=false"] if command == "finetune" else []
+    words = ["data=shapes", "data.image_size=32", "data.val_size=9", "data.bad_fraction=0.5", *used]
+    data = compose(command, words).data
+    assert (data.val_size, data.flip) == (9, not used)
+    for word in OF_TRAINING:
+        if word not in used:
+            key = word.partition("=")[0]
+            with pytest.raises(UserError, match=rf"^{key} has no effect with {command}, .*: leave it out$"):
+                compose(command, [*words, word])
+
+
+def test_what_a_run_brings_along_is_not_refused(run: Path) -> None:
+    config = load_config(run / "config.yaml")
+    changed = dataclasses.replace(config.data, flip=False, crop_scale=[0.1, 0.2], grey=0.5, mean=[0.3, 0.3, 0.3])
+    save_config(dataclasses.replace(config, data=changed), run / "config.yaml")
+    assert main(["knn", f"run={run}", "workers=0", "random_init=false"]) == 0
 
 
 def test_a_solver_that_is_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

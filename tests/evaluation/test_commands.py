@@ -218,7 +218,8 @@ def test_a_held_out_part_of_train_does_not_replace_val(run: Path) -> None:
         (["probe", "solver=sgd", "epochs=2"], "SGD"),
         (["probe", "shots=1"], "draws"),
         (["segment", "method=knn"], "neighbours"),
-        (["health", "images=4"], "images"),
+        (["health", "images=4"], "features"),
+        (["health", "images=4"], "receptive field"),
     ],
 )
 def test_whoever_waits_sees_how_far_it_is(words: list[str], bar: str, run: Path, monkeypatch) -> None:
@@ -260,3 +261,17 @@ def test_bad_input_names_the_fix(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="choose one of linear, attentive, block"):
         run_probe(ProbeConfig(run=str(run), head="convolution"))
     assert not (run / "evaluation.json").exists()
+
+
+def test_random_weights_are_those_of_the_seed() -> None:
+    """Else no command would find what another has measured; and they are the twin of the published ones."""
+    torch.manual_seed(9)
+    expected = torch.rand(1)
+    torch.manual_seed(9)
+    first, again, other = (
+        source.open_source(KnnConfig(run="timm:test_vit?random", data=DATA, output="x", seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.rand(1), expected), "the global generator stays as it was"
+    assert source.fingerprint(first.backbone) == source.fingerprint(again.backbone) == source.fingerprint(first.twin(1))
+    assert source.fingerprint(first.backbone) != source.fingerprint(other.backbone)

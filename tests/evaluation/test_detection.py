@@ -237,7 +237,7 @@ def test_after_an_interruption_it_goes_on_as_if_nothing_had_been(write_run, tmp_
 
 def test_the_command_on_scenes_says_what_it_measured(run: Path, capsys) -> None:
     words = [f"{key}={value}" for key, value in QUICK.items()]
-    data = ["data=shapes", "data.train_size=24", "data.held_out=0.25", "data.workers=0"]
+    data = ["data=shapes", "data.train_size=24", "data.held_out=0.25"]
     assert main(["detect", f"run={run}", *words, *data]) == 0
     results = json.loads((run / "evaluation.json").read_text())["results"]
     metrics = ["detection AP", "detection AP50", "detection AP75"]
@@ -246,7 +246,15 @@ def test_the_command_on_scenes_says_what_it_measured(run: Path, capsys) -> None:
     ]
     assert {(each["split"], each["train_size"], each["val_size"]) for each in results} == {("held-out", 18, 6)}
     protocol = results[0]["protocol"]
-    for part in ("average precision", "of 10 classes", "scales 2, 1,", "2 epochs", "whole images", "seed 0"):
+    for part in (
+        "10 % of them warm-up, then cosine, gradients clipped at norm 10",
+        "average precision",
+        "of 10 classes",
+        "scales 2, 1,",
+        "2 epochs",
+        "whole images",
+        "seed 0",
+    ):
         assert part in protocol
     assert "centre crop" not in protocol
     assert protocol in capsys.readouterr().out
@@ -301,6 +309,9 @@ def test_the_command_on_annotated_images(run: Path, tmp_path: Path, capsys) -> N
         (["scales=[]"], "must be powers of two"),
         (["epochs=0"], "epochs and batch_size must be at least 1"),
         (["learning_rate=0"], "learning_rate must be over 0"),
+        (["learning_rate=nan"], "learning_rate must be over 0 and finite, not nan"),
+        (["weight_decay=-1"], "weight_decay must be 0 or more and finite, not -1"),
+        (["weight_decay=nan"], "weight_decay must be 0 or more and finite, not nan"),
         (["shrinkage=0"], "shrinkage=0 must be over 0, whitened, and at most 1, standardised"),
         (["learning_rate=1e30", "random_init=false"], "lower learning_rate"),
     ],

@@ -1,5 +1,6 @@
 """Fine-tuning trains what it says, at the rates it says, and an interruption changes nothing."""
 
+import dataclasses
 import json
 
 import pytest
@@ -15,6 +16,7 @@ from heatssl.errors import UserError
 from heatssl.evaluation import finetune, run_finetune
 from heatssl.evaluation.checkpoint import Checkpoint
 from heatssl.evaluation.finetune import Classifier, timm_optimizer
+from heatssl.evaluation.source import open_source
 from heatssl.export import load_backbone, save_backbone
 
 QUICK = {"workers": 0, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0, "accelerator": "cpu"}
@@ -157,7 +159,17 @@ def test_convolutional_models_and_the_command_line(tmp_path, capsys):
     [
         (["batch_size=3"], "batch_size even"),
         (["layer_decay=0"], "layer_decay must be in"),
-        (["smoothing=1"], "smoothing in [0, 1)"),
+        (["smoothing=1"], "smoothing must be in [0, 1)"),
+        (["learning_rate=0"], "learning_rate must be over 0 and finite, not 0"),
+        (["learning_rate=-1"], "learning_rate must be over 0 and finite, not -1"),
+        (["learning_rate=nan"], "learning_rate must be over 0 and finite, not nan"),
+        (["weight_decay=-1"], "weight_decay must be 0 or more and finite, not -1"),
+        (["warmup_epochs=-3"], "warmup_epochs must be 0 or more and finite, not -3"),
+        (["mixup=nan"], "mixup must be 0 or more and finite, not nan"),
+        (["cutmix=inf"], "cutmix must be 0 or more and finite, not inf"),
+        (["gradient_clip=-1"], "gradient_clip must be 0 or more and finite, not -1"),
+        (["crop_scale=[7,9]"], "error: crop_scale=[7.0, 9.0] is no range of areas"),
+        (["crop_scale=[nan,1]"], "error: crop_scale=[nan, 1.0] is no range of areas"),
         (["precision=16"], "use 32 or bf16"),
         (["learning_rate=1e30", "warmup_epochs=0", "gradient_clip=0"], "lower the learning rate"),
     ],
@@ -181,3 +193,34 @@ def test_processes_that_find_different_states_do_not_go_on(tmp_path, monkeypatch
     monkeypatch.setattr("heatssl.evaluation.checkpoint.total", lambda step: step + 0)
     with pytest.raises(UserError, match=r"not all processes find the same .*state\.ckpt"):
         kept.load()
+
+
+def test_the_row_tells_what_was_done_to_images_and_steps(run, untrained):
+    data = DataConfig(image_size=32, train_size=40, val_size=20, workers=0)
+    settings = {"precision": "bf16", "gradient_clip": 0.5, "crop_scale": [0.3, 0.9], "warmup_epochs": 1.5}
+    base = FinetuneConfig(run=str(run), data=data, **QUICK | settings)
+    (flipped,) = run_finetune(base)
+    for said in (
+        "2 epochs on random crops of 30 to 90 % and flips",
+        "1.5 epochs of warm-up, then cosine",
+        "gradients clipped at norm 0.5",
+        "bfloat16",
+    ):
+        assert said in flipped.protocol
+    changed = dataclasses.replace(base, data=dataclasses.replace(data, flip=False), precision="32", gradient_clip=0.0)
+    (plain,) = run_finetune(changed)
+    assert "random crops of 30 to 90 %, no flips" in plain.protocol
+    assert "float32" in plain.protocol
+    assert "clipped" not in plain.protocol
+
+
+def test_a_training_without_flips_is_another(run):
+    """It would go on from the state of one with them, and its result would take the place of the other's."""
+    data = DataConfig(image_size=32, train_size=40, val_size=20, workers=0)
+    keys = [
+        open_source(config).key("finetune", config)
+        for config in (
+            FinetuneConfig(run=str(run), data=dataclasses.replace(data, flip=flip)) for flip in (True, True, False)
+        )
+    ]
+    assert keys[0] == keys[1] != keys[2]

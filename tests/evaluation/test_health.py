@@ -1,17 +1,18 @@
 """Figures of health have known values for features that are known."""
 
 import json
+import weakref
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from heatssl.backbones import create_backbone
+from heatssl.backbones import create_backbone, pooled_features
 from heatssl.cli import main
 from heatssl.config import DataConfig, HealthConfig
-from heatssl.data import open_split
-from heatssl.evaluation import extract_features, run_health
+from heatssl.data import eval_loader, normalise, open_split
+from heatssl.evaluation import check_up, extract_features, run_health
 from heatssl.evaluation.health import (
     alignment,
     area_holding,
@@ -21,7 +22,9 @@ from heatssl.evaluation.health import (
     receptive_field,
     uniformity,
 )
+from heatssl.evaluation.source import open_source
 from heatssl.export import BackboneInfo, load_backbone, save_backbone
+from heatssl.objectives.views import view_settings
 
 ARGUMENTS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 
@@ -155,3 +158,39 @@ def test_held_out_images_are_not_called_val(run, capsys):
     said = "12 images of the held-out share of train"
     assert said in capsys.readouterr().out
     assert said in json.loads((run / "health.json").read_text())["protocol"]
+
+
+def test_a_view_is_gone_when_it_was_seen_and_the_figures_are_those_of_all(run, monkeypatch):
+    """All views of 1,000 images at 224 px are 4.8 GB."""
+    alive, most = weakref.WeakSet(), []
+    real = check_up.random_view
+
+    def view(*arguments):
+        found = real(*arguments)
+        alive.add(found)
+        most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(check_up, "random_view", view)
+    config = HealthConfig(run=str(run), workers=0, images=24, views=3, batch_size=8, seed=5)
+    figures = run_health(config)
+    assert len(most) == 3 * 3
+    assert max(most) <= 2
+
+    data = DataConfig(image_size=32, val_size=24, workers=0)
+    settings = view_settings(32, (0.3, 1.0), 0.4, 0.2, 0.0)
+    torch.manual_seed(5)
+    batches = [normalise(batch.images, data) for batch in eval_loader(open_split(data, "val"), data, batch_size=8)]
+    views = torch.cat(
+        [torch.stack([real(shown, settings, data.mean, data.std) for _ in range(3)], 1) for shown in batches]
+    )
+    source = open_source(config)
+    for weights, backbone in (("pretrained", source.backbone), ("random_init", source.twin(5))):
+        with torch.no_grad():
+            features = pooled_features(backbone, views.flatten(0, 1)).unflatten(0, (24, 3))
+            field = receptive_field(backbone, torch.cat(batches))
+        assert figures[weights]["lidar"] == pytest.approx(lidar(features).item(), rel=1e-4)
+        assert figures[weights]["alignment"] == pytest.approx(
+            alignment(features[:, 0], features[:, 1]).item(), rel=1e-4
+        )
+        assert figures[weights]["receptive_area"] == area_holding(0.95, field)

@@ -44,6 +44,22 @@ def test_two_processes(
 
 
 @pytest.mark.slow
+def test_two_processes_have_the_same_random_weights(tmp_path: Path, python: str) -> None:
+    """Each draws its own network: of two different ones, half of the features would be the other's."""
+    command = ["knn", "run=timm:test_vit?random", "data=shapes", "data.train_size=64", "data.val_size=40", "seed=4"]
+    command += ["workers=0", "batch_size=16"]
+    assert main([*command, f"output={tmp_path / 'one'}"]) == 0
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "home")}
+    words = [python, *TORCHRUN, *command, f"output={tmp_path / 'two'}"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (one,), (two,) = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["results"] for name in ("one", "two")
+    )
+    assert (one["key"], one["accuracy"]) == (two["key"], two["accuracy"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "kept"),
     [

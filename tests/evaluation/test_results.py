@@ -100,3 +100,30 @@ def test_a_number_that_cannot_be_kept_is_shown(
     shown = capsys.readouterr()
     assert "20 nearest neighbours by cosine" in shown.out
     assert "no space left on device" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"results": [1]}', "result 1 is of type int"),
+        ('{"results": {"a": 1}}', "its results are of type dict"),
+        ('{"results": null}', "its results are of type NoneType"),
+        ('{"results": [{}, {"key": "x"}]}', "result 2 has no metric"),
+        ('{"results": [{"accuracy": "high"}]}', "the accuracy of result 1 is no number"),
+        ("[]", "list indices"),
+    ],
+)
+@pytest.mark.parametrize("file", ["evaluation.json", "results.json"])
+def test_a_file_of_something_else_is_found_out_first(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str, text: str, reason: str
+) -> None:
+    monkeypatch.setattr(
+        "heatssl.evaluation.split_features.extract_features", lambda *_, **__: pytest.fail("extracted first")
+    )
+    (run / file).write_text(text)
+    command = [f"run={run}"] if file == "evaluation.json" else [str(run), f"output={run}"]
+    assert main(["knn" if file == "evaluation.json" else "evaluate", *command, "workers=0"]) == 2
+    error = capsys.readouterr().err
+    assert f"{run / file} is not a list of results ({reason}" in error
+    assert error.count("\n") == 1
+    assert (run / file).read_text() == text

@@ -10,7 +10,7 @@ from sklearn.metrics import jaccard_score
 from heatssl.cli import main
 from heatssl.config import SegmentConfig
 from heatssl.errors import UserError
-from heatssl.evaluation import knn_segmentation, linear_segmentation, run_segment
+from heatssl.evaluation import knn_segmentation, linear_segmentation, run_segment, segment
 from heatssl.evaluation.segmentation import IGNORED, class_shares, scores
 
 
@@ -129,6 +129,26 @@ def test_the_command_on_scenes(run, capsys) -> None:
 def test_the_command_names_what_cannot_work(run, capsys, words: list[str], message: str) -> None:
     assert main(["segment", f"run={run}", "workers=0", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["linear", "knn"])
+def test_val_of_which_nothing_counts_is_named(run, capsys, monkeypatch, method: str) -> None:
+    real = segment._masks
+    monkeypatch.setattr(segment, "_masks", lambda *a: real(*a) if a[2] == "train" else torch.full_like(real(*a), 7))
+    monkeypatch.setattr(segment, "extract_all_maps", lambda *_, **__: pytest.fail("extracted first"))
+    assert main(["segment", f"run={run}", "workers=0", "ignore=[7]", f"method={method}"]) == 2
+    error = capsys.readouterr().err
+    assert "all pixels of the masks of val are ignored: shorten ignore" in error
+    assert error.count("\n") == 1
+
+
+def test_a_held_out_part_of_which_nothing_counts_is_named() -> None:
+    maps, masks = blobs(10)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    masks[order[0]] = IGNORED
+    with pytest.raises(UserError, match=r"masks of the held-out part of train \(0.1\) are ignored: shorten ignore"):
+        linear_segmentation(maps, masks, *blobs(4, seed=1), 3, epochs=1)
+    linear_segmentation(maps, masks, *blobs(4, seed=1), 3, epochs=1, held_out=0.2)
 
 
 def test_a_broken_mask_is_named(run, capsys, monkeypatch) -> None:

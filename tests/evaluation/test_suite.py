@@ -339,3 +339,24 @@ def test_taken_over_numbers_keep_the_name_of_their_run(tmp_path: Path, write_run
     kept = [entry for entry in read_results(runs[0] / "evaluation.json") if entry["metric"] == "knn"]
     assert [entry for entry in kept if entry["source"] == "last"] == own
     assert {entry["source"] for entry in kept} <= {"last", str(runs[1])}
+
+
+def test_seeds_whose_protocols_are_worded_otherwise_are_both_shown() -> None:
+    """A result of an earlier version, taken over: neither number may be lost."""
+    other = "an earlier wording; 80 train, 100 val images; seed 1"
+    rows = summarise([result("a", 0.9, protocol=other, seed=1), result("a", 0.5), result("b", 0.4)])
+    table = markdown(rows)
+    assert "| a | 90.0 ± 3.0 / 50.0 ± 5.0 |" in table
+    assert "| b | 40.0 ± 4.9 |" in table
+    assert "- linear: an earlier wording" in table
+
+
+def test_an_interrupt_leaves_a_page_of_what_was_measured(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "measure_probe", stop)
+    assert main(["evaluate", str(run), "workers=0", f"output={tmp_path / 'out'}"]) == 130
+    assert "kNN" in (tmp_path / "out" / "results.html").read_text()
