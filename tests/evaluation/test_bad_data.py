@@ -116,9 +116,9 @@ def test_weights_that_are_broken(command: str, run: Path, refused: Callable[...,
 def test_a_single_image_that_breaks_is_named(
     images: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heatssl.evaluation import features
+    from heatssl.evaluation import readout
 
-    real = features.pooled_features
+    real = readout.pooled_features
     white = Image.new("RGB", (32, 32), "white")
     white.save(images / "val" / "dog" / "2.png")
 
@@ -127,7 +127,7 @@ def test_a_single_image_that_breaks_is_named(
         found[shown.std(dim=(1, 2, 3)) < 0.3] = torch.inf
         return found
 
-    monkeypatch.setattr(features, "pooled_features", overflow)
+    monkeypatch.setattr(readout, "pooled_features", overflow)
     error = refused("knn")
     assert f"features of 1 of 12 images are NaN or infinite: {images}/val/dog/2.png" in error
     assert "take these images out" in error
