@@ -10,6 +10,7 @@ from heatssl.backbones.fields import patch_sides
 from heatssl.errors import UserError, did_you_mean
 
 TIMM_SOURCES = ("hf-hub:", "local-dir:")  # what timm.create_model takes besides its own names
+_COUNTS = ("patch_size", "embed_dim", "depth", "num_heads")  # of transformers; timm takes some below 1 without a word
 
 
 def create_backbone(
@@ -27,12 +28,16 @@ def create_backbone(
 
     Raises:
         UserError: on an unknown name (the nearest one is named), on arguments that the model does not take,
-            and on an image smaller than one patch.
+            on counts below 1, and on an image smaller than one patch.
     """
     if not name.startswith(TIMM_SOURCES) and not timm.is_model(name):
         raise UserError(
             f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())} (timm.list_models() lists all)"
         )
+    for key in _COUNTS:
+        count = arguments.get(key)
+        if isinstance(count, int) and count < 1:
+            raise UserError(f"backbone_arguments.{key}={count} of {name} must be at least 1")
     patch = arguments.get("patch_size")
     if isinstance(patch, int) and image_size < patch:
         raise UserError(
@@ -48,7 +53,7 @@ def create_backbone(
             if "img_size" in arguments or "img_size" not in str(error):
                 raise
             backbone = timm.create_model(name, pretrained=pretrained, num_classes=classes, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
         raise UserError(
             f"{name} cannot be created for {image_size} pixels with {given}: {_first_line(error)}"

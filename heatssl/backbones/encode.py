@@ -16,7 +16,7 @@ from timm.models import checkpoint, checkpoint_seq
 from timm.models.eva import Eva
 from torch import Tensor
 
-from heatssl.backbones.fields import as_field, field_or_none, is_token_model, takes_visible
+from heatssl.backbones.fields import as_field, field_or_none, is_token_model, takes_valid, takes_visible
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.errors import UserError
 
@@ -101,7 +101,7 @@ def encode_block(backbone: Backbone, images: Tensor, rows: Tensor, columns: Tens
     return field
 
 
-def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tensor:
+def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor, valid: Tensor | None = None) -> Tensor:
     """Encode a set of visible patches, each at its true position; the cost is that of these patches alone.
 
     Args:
@@ -109,17 +109,24 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
         images: normalised images (B, 3, H, W); or their visible patches alone, (B, n, 3, h, w), which
             :func:`heatssl.backbones.cut_patches` cuts out of images of the model's own size.
         visible: (B, n) long, row-major patch indices, any order.
+        valid: (B, n) bool, False where an entry of ``visible`` is padding; None: none is. Only for models whose
+            ``forward_features`` takes it.
 
     Returns:
-        normalised tokens (B, n, C) in the order of ``visible``, prefix tokens left out.
+        normalised tokens (B, n, C) in the order of ``visible``, prefix tokens left out; of padding they mean nothing.
 
     Raises:
-        UserError: when the model is of another kind.
+        UserError: when the model is of another kind, or padded sets are not for it.
     """
     if not is_token_model(backbone):
         raise UserError(
             f"{type(backbone).__name__} cannot encode single patches: "
             "choose a vit_*, deit_* or eva* backbone, or an objective whose visible part is one block"
+        )
+    if valid is not None and not takes_valid(backbone):
+        raise UserError(
+            f"{type(backbone).__name__} cannot leave padding out: encode sets of one length without valid, "
+            "or choose a gau_*, flash_* or roformer_v2_* backbone"
         )
     patch = backbone.patch_embed.patch_size
     grid = backbone.patch_embed.grid_size
@@ -127,7 +134,8 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor) -> Tenso
         grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
     if takes_visible(backbone):
         with _showing(visible, grid):
-            return backbone.forward_features(images, visible=visible)
+            padding = {} if valid is None else {"valid": valid}
+            return backbone.forward_features(images, visible=visible, **padding)
     tokens = embed_patches(backbone.patch_embed, images, visible)
     tokens = _add_positions(backbone, tokens, visible, grid)
     with _showing(visible, grid):

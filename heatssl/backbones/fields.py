@@ -50,8 +50,17 @@ def is_token_model(backbone: Any) -> bool:
 
 def takes_visible(backbone: Any) -> bool:
     """Whether the model itself can be told which patches are visible."""
+    return _takes(backbone, "visible")
+
+
+def takes_valid(backbone: Any) -> bool:
+    """Whether it can also be told which of them are padding."""
+    return takes_visible(backbone) and _takes(backbone, "valid")
+
+
+def _takes(backbone: Any, argument: str) -> bool:
     forward_features = getattr(backbone, "forward_features", None)
-    return forward_features is not None and "visible" in inspect.signature(forward_features).parameters
+    return forward_features is not None and argument in inspect.signature(forward_features).parameters
 
 
 def patch_sides(backbone: Any) -> Grid | None:

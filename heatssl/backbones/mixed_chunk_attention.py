@@ -42,7 +42,7 @@ class MixedChunkAttention(GatedUnit):
         count = torch.full((1, 1, 1), float(chunks * places), device=z.device)
         if taken is not None:
             count = taken.sum(dim=(1, 2)).clamp_min(1)[:, None, None]
-        memory = rotate(far_key, cos, sin).flatten(1, 2).mT @ value.flatten(1, 2) / count  # B s e
+        memory = rotate(far_key, cos, sin).flatten(1, 2).transpose(-2, -1) @ value.flatten(1, 2) / count  # B s e
         far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(z.dtype)
         found = near.flatten(1, 2) + far
         slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Kind = Literal["relu2", "relu2_fixed", "softmax", "softmax_plus"]
-_FEWEST = 16  # keys, GAU-alpha
+_FEWEST = 16  # keys of softmax_plus, GAU-alpha
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,12 @@ class NormaliserSettings:
     Attributes:
         kind: see the module's text.
         length: N, keys at training.
-        log_n_at_test: softmax: multiply scores by max(1, log n / log N) in evaluation mode.
+        log_n_at_test: softmax: multiply scores by max(1, log n / log N) in evaluation mode. It changes nothing where a
+            model sees N keys: after pretraining on parts of images, N has to be what a query saw then.
 
     Raises:
-        ValueError: on an unknown kind, a length below 1, or a factor at test for another kind than softmax.
+        ValueError: on an unknown kind, a length below 1, or a factor at test for another kind than softmax or for a
+            length of 1, which has none.
     """
 
     kind: Kind = "softmax_plus"
@@ -45,6 +47,8 @@ class NormaliserSettings:
             raise ValueError(f"length must be at least 1, not {self.length}")
         if self.log_n_at_test and self.kind != "softmax":
             raise ValueError(f"log_n_at_test is for normaliser=softmax, not {self.kind}")
+        if self.log_n_at_test and self.length < 2:
+            raise ValueError(f"log_n_at_test divides by log N: length must be at least 2, not {self.length}")
 
 
 class Weighting(NamedTuple):
@@ -79,7 +83,8 @@ class Normaliser(nn.Module):
         self.settings = settings
         self.kind: str = settings.kind
         self.length = settings.length
-        self.log_length = math.log(max(settings.length, _FEWEST))
+        self.fewest = _FEWEST if self.kind == "softmax_plus" else 1
+        self.log_length = math.log(max(settings.length, self.fewest))
         self.log_n_at_test = settings.log_n_at_test
 
     def forward(self, count: Tensor) -> Weighting:
@@ -88,9 +93,12 @@ class Normaliser(nn.Module):
         if self.kind.startswith("relu2"):
             divisor = self.length * ones if self.kind == "relu2_fixed" else count
             return Weighting("relu2", self.scale * ones, divisor)
-        factor = torch.log(count.clamp_min(16.0)) / self.log_length
-        if self.kind == "softmax":
-            factor = factor.clamp_min(1.0) if self.log_n_at_test and not self.training else ones
+        is_plain = self.kind == "softmax"
+        if is_plain and (self.training or not self.log_n_at_test):
+            return Weighting("softmax", self.scale * ones, ones)
+        factor = torch.log(count.clamp_min(self.fewest)) / self.log_length
+        if is_plain:
+            factor = factor.clamp_min(1.0)
         return Weighting("softmax", self.scale * factor, ones)
 
     def extra_repr(self) -> str:

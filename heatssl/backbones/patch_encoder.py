@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, to_2tuple
 from timm.models import checkpoint, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts, attend
+from heatssl.backbones.norm import RMSNorm
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.backbones.position_table import PositionTable
@@ -73,6 +74,9 @@ class PatchEncoder(nn.Module):
         length: int | None = None,
     ) -> None:
         super().__init__()
+        check_counts(patch_size=min(to_2tuple(patch_size)), embed_dim=embed_dim)
+        if depth < 0:
+            raise ValueError(f"depth must not be negative, and is {depth}")
         if norm_place not in ("pre", "post"):
             raise ValueError(f"norm_place must be pre or post, not {norm_place!r}")
         if pos_embed not in ("none", "learn"):
@@ -91,13 +95,12 @@ class PatchEncoder(nn.Module):
         self.position_table = PositionTable(self.patch_embed.grid_size, embed_dim) if pos_embed == "learn" else None
         settings = PositionSettings(positions, position_base, position_scale, position_window)
         self.positions = RotaryPositions(key_width, settings)
-        weighting = NormaliserSettings(normaliser, length or self.tokens_attended(), log_n_at_test)
+        usual = self.tokens_attended() if length is None else length
+        weighting = NormaliserSettings(normaliser, usual, log_n_at_test)
         self.normaliser = Normaliser(key_width, weighting)
-        self.norm_in = (
-            nn.RMSNorm(embed_dim, eps=1e-6, elementwise_affine=False) if norm_place == "post" else nn.Identity()
-        )
+        self.norm_in = RMSNorm(embed_dim, eps=1e-6, elementwise_affine=False) if norm_place == "post" else nn.Identity()
         self.blocks = nn.ModuleList(self.block(drop_path_rate * k / max(1, depth - 1)) for k in range(depth))
-        self.norm = nn.RMSNorm(embed_dim, eps=1e-6) if norm_place == "pre" else nn.Identity()
+        self.norm = RMSNorm(embed_dim, eps=1e-6) if norm_place == "pre" else nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         reduction = max(self.patch_embed.patch_size)
@@ -154,10 +157,13 @@ class PatchEncoder(nn.Module):
                 tokens = block(tokens, where)
         return self.norm(tokens)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, n, d) -> logits; without a pool those of each token; ``pre_logits``: what the head would see."""
+    def forward_head(self, x: Tensor, pre_logits: bool = False, valid: Tensor | None = None) -> Tensor:
+        """Tokens (B, n, d) -> logits; without a pool those of each token; ``pre_logits``: what the head would see.
+
+        ``valid`` (B, n) as :meth:`forward_features` had it: padding is not pooled.
+        """
         if self.global_pool == "avg":
-            x = x.mean(dim=1)
+            x = x.mean(dim=1) if valid is None else mean_over(x, valid)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
@@ -196,6 +202,26 @@ class PatchEncoder(nn.Module):
             final = {} if intermediates_only else {"image_features": self.norm(tokens)}
             return {"image_intermediates": found} | final
         return found if intermediates_only else (self.norm(tokens), found)
+
+    @torch.jit.ignore
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | list[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Tensor]:
+        """DINO's form of :meth:`forward_intermediates`, as timm's ViTs have it: the last ``n`` blocks, or those named.
+
+        Returns:
+            each (B, n, d); with ``reshape`` (B, d, rows, columns).
+        """
+        form = "NCHW" if reshape else "NLC"
+        found: list[Tensor] = self.forward_intermediates(
+            x, n, return_prefix_tokens, norm, output_fmt=form, intermediates_only=True
+        )
+        return found
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -258,6 +284,24 @@ class PatchEncoder(nn.Module):
         """The chosen patches only, (B, 3, H, W) or (B, n, 3, h, w), (B, n) -> (B, n, d)."""
         tokens = embed_patches(self.patch_embed, images, visible)
         return tokens if self.position_table is None else tokens + self.position_table(grid)[0, visible]
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse what there cannot be less than one of.
+
+    Raises:
+        ValueError: on the first such number, by its name.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+
+
+def mean_over(tokens: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the valid tokens: (B, n, d), (B, n) bool -> (B, d); zeros where none is."""
+    there = valid.unsqueeze(-1)
+    # Chosen, not multiplied by zero: what stands in padding may be anything.
+    return torch.where(there, tokens, torch.zeros_like(tokens)).sum(dim=1) / there.sum(dim=1).clamp_min(1)
 
 
 def pool_of(name: str) -> str:

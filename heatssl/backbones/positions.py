@@ -39,7 +39,7 @@ class PositionSettings:
         window: rerope, leaky_rerope: patches along an axis.
 
     Raises:
-        ValueError: on an unknown kind, or numbers that are not positive.
+        ValueError: on an unknown kind, or numbers that are not positive and finite.
     """
 
     kind: Kind = "rope"
@@ -50,8 +50,10 @@ class PositionSettings:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"positions must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
-        if self.base <= 0 or self.scale <= 0 or self.window <= 0:
-            raise ValueError("base, scale and window of positions must be positive")
+        for name in ("base", "scale", "window"):
+            number = getattr(self, name)
+            if not (math.isfinite(number) and number > 0):
+                raise ValueError(f"{name} of positions must be positive and finite, not {number}")
 
 
 class Rotation(NamedTuple):
@@ -102,7 +104,7 @@ class RotaryPositions(nn.Module):
     def forward(self, places: Tensor) -> Rotation:
         """Rows and columns of tokens, (..., n, 2), real numbers in patches -> their rotation."""
         versions = [places]
-        axes = places.movedim(-1, 0)
+        axes = torch.stack([places[..., 0], places[..., 1]])
         beyond = axes[..., :0, None]
         if self.windowed:
             # An offset d > w counts as w + (d - w) g = d g + w (1 - g): keys at p g, queries at p g +- w (1 - g).
@@ -146,13 +148,13 @@ def scores(query: Tensor, key: Tensor, rotation: Rotation) -> Tensor:
     """
     cos, sin, beyond = rotation.cos, rotation.sin, rotation.beyond
     if beyond.numel() == 0:
-        return rotate(query, cos[0], sin[0]) @ rotate(key, cos[0], sin[0]).mT
+        return rotate(query, cos[0], sin[0]) @ rotate(key, cos[0], sin[0]).transpose(-2, -1)
     by_axis: list[Tensor] = []
     for axis in range(2):
         q, k = query.chunk(2, -1)[axis], key.chunk(2, -1)[axis]
         c, s = cos.chunk(2, -1)[axis], sin.chunk(2, -1)[axis]
-        far = rotate(k, c[3], s[3]).mT
+        far = rotate(k, c[3], s[3]).transpose(-2, -1)
         after, before = rotate(q, c[1], s[1]) @ far, rotate(q, c[2], s[2]) @ far
-        near = rotate(q, c[0], s[0]) @ rotate(k, c[0], s[0]).mT
+        near = rotate(q, c[0], s[0]) @ rotate(k, c[0], s[0]).transpose(-2, -1)
         by_axis.append(torch.where(beyond[axis] > 0, after, torch.where(beyond[axis] < 0, before, near)))
     return by_axis[0] + by_axis[1]

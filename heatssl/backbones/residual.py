@@ -7,6 +7,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts
+from heatssl.backbones.norm import RMSNorm
 from heatssl.errors import UserError
 
 NormPlace = Literal["pre", "post"]
@@ -31,7 +32,7 @@ class Residual(nn.Module):
         super().__init__()
         self.layer = layer
         self.is_post = norm_place == "post"
-        self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=not self.is_post)
+        self.norm = RMSNorm(width, eps=1e-6, elementwise_affine=not self.is_post)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.register_buffer("ramp", torch.ones(()), persistent=self.is_post)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts, attend, for_heads
-from heatssl.backbones.patch_encoder import PatchEncoder, truncated_normal_
+from heatssl.backbones.patch_encoder import PatchEncoder, check_counts, truncated_normal_
 from heatssl.backbones.residual import NormPlace, Residual
 
 _ORDER = 2  # of the depth in the initialisation, RoFormerV2
@@ -29,7 +29,7 @@ class RoFormerEncoder(PatchEncoder):
         **settings: see :class:`PatchEncoder`.
 
     Raises:
-        ValueError: when the heads do not divide the width.
+        ValueError: when the heads do not divide the width, or there are none.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class RoFormerEncoder(PatchEncoder):
         proj_drop_rate: float = 0.0,
         **settings: Any,
     ) -> None:
+        check_counts(num_heads=num_heads, embed_dim=embed_dim)
         if embed_dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide a width of {embed_dim}")
         self.num_heads, self.mlp_ratio, self.bias, self.norm_place = num_heads, mlp_ratio, bias, norm_place

@@ -24,13 +24,15 @@ def print_models(config: ModelsConfig) -> None:
     """Print a table of the models whose names match.
 
     Raises:
-        UserError: when none does.
+        UserError: when one of the patterns matches none.
     """
-    patterns = [pattern.strip() for pattern in config.names.split(",")]
-    names = [name for name in timm.list_models() if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-    if not names:
-        nearest = did_you_mean(patterns[0], timm.list_models())
-        raise UserError(f"names={config.names} matches no model{nearest}: use patterns such as gau_* or vit_small_*")
+    known = timm.list_models()
+    patterns = [pattern.strip() for pattern in config.names.split(",") if pattern.strip()] or [""]
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            nearest = did_you_mean(pattern, known)
+            raise UserError(f"names={pattern} matches no model{nearest}: use patterns such as gau_* or vit_small_*")
+    names = [name for name in known if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     width = max(map(len, names))
     print(f"{'name':<{width}}  parameters  GFLOP an image  input")
     for name in names:

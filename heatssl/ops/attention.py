@@ -63,8 +63,9 @@ def attention(
             scaled = query * _factor(query, activation, factor, divisor)
             attended = F.scaled_dot_product_attention(scaled, key, value, scale=1.0)
             return attended if gate is None else gate * attended
-    # Queries take the factor, which the pairs would need a pass for.
-    weights = _normalised((query * _factor(query, activation, factor, divisor)) @ key.mT, activation, valid)
+    # Queries take the factor, which the pairs would need a pass for. Not mT, which not every ONNX exporter knows.
+    scaled = query * _factor(query, activation, factor, divisor)
+    weights = _normalised(scaled @ key.transpose(-2, -1), activation, valid)
     attended = weights @ value
     return attended if gate is None else gate * attended
 

@@ -158,6 +158,12 @@ def test_geometry_leaves_the_mode_as_it_was():
         (lambda: create_backbone("vit_tiny_patch16_224", 8), "smaller than one"),
         (lambda: create_backbone("vit_tiny_patch16_224", 4, patch_size=8), "smaller than one patch of 8"),
         (lambda: create_backbone("vit_tiny_patch16_224", 64, depht=2), "depht"),
+        (lambda: create_backbone("roformer_v2_small_patch16_224", 64, num_heads=0), "num_heads=0 .* at least 1"),
+        (lambda: create_backbone("gau_tiny_patch16_224", 64, patch_size=0), "patch_size=0 .* at least 1"),
+        (lambda: create_backbone("vit_tiny_patch16_224", 64, depth=-1), "depth=-1 .* at least 1"),
+        (lambda: create_backbone("vit_tiny_patch16_224", 64, patch_size=[0, 8]), r"cannot be created .*=\[0, 8\]"),
+        (lambda: create_backbone("gau_tiny_patch16_224", 64, length=0), "length must be at least 1"),
+        (lambda: create_backbone("gau_tiny_patch16_224", 64, position_scale=float("nan")), "finite, not nan"),
         (lambda: geometry(create_backbone("vit_tiny_patch16_224", 72, depth=1), 72), "64 or 80"),
         (lambda: geometry(create_backbone("vit_tiny_patch16_224", 48, depth=1), 48).quarter(), "32 or 64"),
         (
@@ -165,6 +171,15 @@ def test_geometry_leaves_the_mode_as_it_was():
                 create_backbone("resnet10t", 64), torch.randn(1, 3, 64, 64), torch.zeros(1, 1).long()
             ),
             "cannot encode single patches",
+        ),
+        (
+            lambda: encode_visible(
+                create_backbone("vit_tiny_patch16_224", 64, depth=1),
+                torch.randn(1, 3, 64, 64),
+                torch.zeros(1, 2).long(),
+                torch.tensor([[True, False]]),
+            ),
+            "cannot leave padding out: .* without valid",
         ),
     ],
 )

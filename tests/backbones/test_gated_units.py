@@ -2,10 +2,13 @@
 
 import flash_pytorch
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+import heatssl  # noqa: F401 (registers the names)
 from heatssl.backbones.attend import Whereabouts
 from heatssl.backbones.flash import ChunkPlaces, chunk_size, rank_among_equals
 from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
@@ -135,6 +138,23 @@ def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, tokens):
         a = a + far_q @ far_k.mT * there[:, None, :] / there.sum(1)[:, None, None]
         expected = layer.leave(u * (a @ v))
     torch.testing.assert_close(found[there], expected[there], atol=1e-5, rtol=1e-4)
+
+
+def test_the_cost_of_chunk_attention_is_linear():
+    """Operations a token, of 1,024 and of 4,096 tokens; those of a gated unit grow by far more."""
+    growth = {}
+    for name in ("flash_small_patch16_224", "gau_tiny_patch16_224"):
+        each = []
+        for side in (32, 64):
+            model = timm.create_model(
+                name, depth=1, embed_dim=16, key_width=8, img_size=2 * side, patch_size=2, num_classes=0
+            ).eval()
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(torch.zeros(1, 3, 2 * side, 2 * side))
+            each.append(counter.get_total_flops() / side**2)
+        growth[name] = each[1] / each[0]
+    assert growth["flash_small_patch16_224"] < 1.15
+    assert growth["gau_tiny_patch16_224"] > 2
 
 
 def test_chunks_are_even_and_no_longer_than_asked_for():

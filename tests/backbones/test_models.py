@@ -127,6 +127,8 @@ def test_features_only_and_intermediates(kind):
     assert len(named["image_intermediates"]) == 4
     early = model.forward_intermediates(images, indices=[0], stop_early=True, intermediates_only=True)
     torch.testing.assert_close(early[0], model.forward_intermediates(images, indices=[0])[1][0])
+    torch.testing.assert_close(model.get_intermediate_layers(images, [1, 3], reshape=True), found)
+    torch.testing.assert_close(model.get_intermediate_layers(images, norm=True), [last])
     extractor = small(kind, features_only=True, out_indices=(1, 3))
     assert extractor.feature_info.channels() == [48, 48]
     assert extractor.feature_info.reduction() == [8, 8]
@@ -222,9 +224,12 @@ def test_padding_of_visible_sets_changes_nothing(kind):
     # Padding repeats a patch that has its place already, as callers would do.
     padded = torch.cat([visible, visible[:, :1].expand(-1, 52)], dim=1)  # as long as the whole grid
     valid = torch.arange(64).expand(2, -1) < 12
-    torch.testing.assert_close(
-        model.forward_features(images, visible=padded, valid=valid)[:, :12], expected, atol=1e-5, rtol=1e-4
-    )
+    found = model.forward_features(images, visible=padded, valid=valid)
+    torch.testing.assert_close(found[:, :12], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encode_visible(model, images, padded, valid)[:, :12], found[:, :12])
+    pooled = model.forward_head(found.masked_fill(~valid[..., None], torch.nan), valid=valid)
+    torch.testing.assert_close(pooled, model.forward_head(expected), atol=1e-5, rtol=1e-4)
+    assert not model.forward_head(found, pre_logits=True, valid=torch.zeros_like(valid)).any()
 
 
 @pytest.mark.parametrize("kind", ["gau", "gau_alpha", "roformer_v2"])  # chunks of flash_* lie in the image
@@ -326,6 +331,11 @@ def test_bfloat16_stays_near(kind, normaliser):
         ("gau_tiny_patch16_224", {"value_activation": "relu"}, "value_activation must be silu or none"),
         ("gau_tiny_patch16_224", {"global_pool": "token"}, "global_pool must be avg or empty, not 'token'"),
         ("gau_tiny_patch16_224", {"key_width": 6}, "4 divides"),
+        ("gau_tiny_patch16_224", {"length": 0}, "length must be at least 1, not 0"),
+        ("gau_tiny_patch16_224", {"depth": -1}, "depth must not be negative, and is -1"),
+        ("gau_tiny_patch16_224", {"embed_dim": 0}, "embed_dim must be at least 1, not 0"),
+        ("gau_tiny_patch16_224", {"patch_size": (16, 0)}, "patch_size must be at least 1, not 0"),
+        ("roformer_v2_small_patch16_224", {"num_heads": 0}, "num_heads must be at least 1, not 0"),
         ("flash_small_patch16_224", {"chunk": 0}, "at least 1 patch"),
         ("roformer_v2_small_patch16_224", {"num_heads": 5}, "do not divide"),
     ],

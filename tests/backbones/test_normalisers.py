@@ -41,10 +41,8 @@ def test_formulas(raw):
 
 def test_at_the_length_of_training_softmax_plus_is_softmax(raw):
     torch.testing.assert_close(weights(raw, "softmax_plus", 40), weights(raw, "softmax", 40))
-    (
-        torch.testing.assert_close(weights(raw[..., :4], "softmax_plus", 9), weights(raw[..., :4], "softmax", 9)),
-        "few count as 16",
-    )
+    # few count as 16
+    torch.testing.assert_close(weights(raw[..., :4], "softmax_plus", 9), weights(raw[..., :4], "softmax", 9))
 
 
 def test_log_n_at_test_never_sharpens_less_than_training_and_is_off_there(raw):
@@ -53,6 +51,12 @@ def test_log_n_at_test_never_sharpens_less_than_training_and_is_off_there(raw):
     training = Normaliser(WIDTH, NormaliserSettings("softmax", 20, log_n_at_test=True)).train()
     sharpened = attention_weights(raw, *counted(training, raw))
     torch.testing.assert_close(sharpened, weights(raw, "softmax", 20))
+
+
+@pytest.mark.parametrize(("keys", "factor"), [(64, math.log(64) / math.log(6)), (9, math.log(9) / math.log(6)), (5, 1)])
+def test_log_n_at_test_counts_few_keys_as_they_are(keys, factor):
+    normaliser = Normaliser(1, NormaliserSettings("softmax", 6, log_n_at_test=True)).eval()
+    assert normaliser(torch.tensor(float(keys))).factor.item() == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("kind", ["relu2", "relu2_fixed", "softmax", "softmax_plus"])
@@ -102,6 +106,7 @@ def test_a_model_can_be_given_another():
         (lambda: NormaliserSettings("relu3"), "must be one of relu2"),
         (lambda: NormaliserSettings(length=0), "at least 1"),
         (lambda: NormaliserSettings("relu2", log_n_at_test=True), "for normaliser=softmax"),
+        (lambda: NormaliserSettings("softmax", 1, log_n_at_test=True), "at least 2"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -114,7 +114,9 @@ def test_positions_of_a_model_change_without_its_weights():
     ("make", "message"),
     [
         (lambda: PositionSettings("rope3"), "must be one of rope, ntk"),
-        (lambda: PositionSettings(window=0), "must be positive"),
+        (lambda: PositionSettings(window=0), "window of positions must be positive"),
+        (lambda: PositionSettings(scale=math.nan), "scale of positions must be positive and finite, not nan"),
+        (lambda: PositionSettings(base=math.inf), "base of positions must be positive and finite, not inf"),
         (lambda: RotaryPositions(6, PositionSettings()), "4 divides, not 6"),
     ],
 )

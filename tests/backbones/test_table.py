@@ -30,3 +30,13 @@ def test_counts_are_those_of_the_model_at_its_own_size(capsys):
 def test_a_pattern_that_matches_nothing_is_named():
     with pytest.raises(UserError, match="names=gua_small matches no model"):
         print_models(ModelsConfig(names="gua_small"))
+
+
+def test_each_pattern_is_held_against_the_names():
+    names = "levit_128,gau_tiny_patch16_224.untrained"
+    with pytest.raises(
+        UserError, match=r"names=gau_tiny_patch16_224\.untrained matches no model: did you mean 'gau_tiny"
+    ):
+        print_models(ModelsConfig(names=names))
+    with pytest.raises(UserError, match="matches no model"):
+        print_models(ModelsConfig(names=" , "))
