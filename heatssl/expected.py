@@ -41,6 +41,11 @@ class Expected:
         return self.bands.get(key, [])
 
 
+def recorded_recipes() -> list[str]:
+    """Names that ``expected`` can take."""
+    return sorted(path.stem for path in (config_folder() / "recorded_runs").glob("*.yaml"))
+
+
 def expected_of(config: PretrainConfig) -> Expected | None:
     """The bands that ``config.expected`` names, None where it names none or its recorded settings are others."""
     if config.expected is None:

@@ -85,6 +85,10 @@ class FreeLinear(Propagator):
             count[target] += 1
         return total / count.clamp_min(1)
 
+    def loss(self, z: Tensor) -> Tensor:
+        """Mean of :meth:`residual`, which repeats nothing: (B, C, H, W) -> scalar."""
+        return self.residual(z).mean()
+
     def extra_repr(self) -> str:
         return f"channels={self.channels}, offsets={self.offsets}"
 

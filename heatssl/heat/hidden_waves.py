@@ -84,6 +84,18 @@ class HiddenWaves(Law):
         Raises:
             ValueError: on the wrong number of channels, or a smaller field.
         """
+        return F.pad(self._errors(z), (0, 1, 0, 1), mode="replicate")
+
+    def loss(self, z: Tensor) -> Tensor:
+        """Mean of ||z_x - M z_y||^2 / C over the middles of four positions, a scalar: the same for a flipped image.
+
+        Raises:
+            ValueError: as :meth:`residual`.
+        """
+        return self._errors(z).mean()
+
+    def _errors(self, z: Tensor) -> Tensor:
+        """The residual in the middles of four positions alone: (B, C, H, W) -> (B, H - 1, W - 1)."""
         channels = len(self.directions)
         if z.ndim != 4 or z.shape[1] != channels or min(z.shape[2:]) < 2:
             raise ValueError(f"this law expects a field (B, {channels}, H, W) of at least 2x2, not {tuple(z.shape)}")
@@ -92,8 +104,7 @@ class HiddenWaves(Law):
         z_x = (along_x[..., 1:, :] + along_x[..., :-1, :]) / 2
         z_y = (along_y[..., 1:] + along_y[..., :-1]) / 2
         with full_precision(z):
-            error = (z_x - apply_matrix(self.mixing(), z_y)).square().mean(dim=1)
-        return F.pad(error, (0, 1, 0, 1), mode="replicate")
+            return (z_x - apply_matrix(self.mixing(), z_y)).square().mean(dim=1)
 
     def extra_repr(self) -> str:
         return f"channels={len(self.directions)}"

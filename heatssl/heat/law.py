@@ -1,14 +1,10 @@
 """What laws have in common: a residual; and, for laws of first order, moves of a field by an offset."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.ops import by_corner, full_precision
-
-Step = Callable[[Tensor], Tensor]
 
 
 class Law(nn.Module):
@@ -19,7 +15,10 @@ class Law(nn.Module):
         raise NotImplementedError
 
     def loss(self, z: Tensor) -> Tensor:
-        """Mean of :meth:`residual` over fields and positions, a scalar; a law may have a faster way to it."""
+        """Mean of :meth:`residual` over fields and positions, a scalar; of errors that it repeats, each once.
+
+        A law may have a faster way to it.
+        """
         return self.residual(z).mean()
 
     def forward(self, z: Tensor) -> Tensor:
@@ -135,9 +134,29 @@ class Propagator(Law):
         Raises:
             ValueError: on the wrong number of channels.
         """
-        # An orthogonal change of basis keeps norms: the errors are the same in these coordinates.
+        residual = z.new_zeros(z.shape[0], *z.shape[2:])
+        for axis, errors in self._step_errors(z):
+            residual = residual + F.pad(errors, (0, 1) if axis == 3 else (0, 0, 0, 1), mode="replicate")
+        return residual
+
+    def loss(self, z: Tensor) -> Tensor:
+        """Mean squared error of the steps to the right, and that of the steps down, added: (B, C, H, W) -> scalar."""
+        return torch.stack([z.new_zeros(()), *(errors.mean() for _, errors in self._step_errors(z))]).sum()
+
+    def _step_errors(self, z: Tensor) -> list[tuple[int, Tensor]]:
+        """Squared errors of one step, mean over channels: (3, (B, H, W - 1)) along x, (2, (B, H - 1, W)) along y.
+
+        An axis of one position has no steps.
+        """
+        errors = []
         with full_precision(z):
-            return step_residual(self.enter(z), lambda zeta: self.move(zeta, dx=1), lambda zeta: self.move(zeta, dy=1))
+            zeta = self.enter(z)  # an orthogonal change of basis keeps norms: the errors are the same in it
+            for axis, step in ((3, {"dx": 1}), (2, {"dy": 1})):
+                steps = zeta.shape[axis] - 1
+                if steps:
+                    moved = self.move(zeta.narrow(axis, 0, steps), **step)
+                    errors.append((axis, (zeta.narrow(axis, 1, steps) - moved).square().mean(dim=1)))
+        return errors
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -156,24 +175,6 @@ def relative_residual(law: Law, field: Tensor) -> Tensor:
 def apply_matrix(matrix: Tensor, z: Tensor) -> Tensor:
     """Mix channels at each position: (D, C) x (B, C, H, W) -> (B, D, H, W)."""
     return F.conv2d(z, matrix.to(z.dtype)[:, :, None, None])
-
-
-def step_residual(z: Tensor, step_x: Step, step_y: Step) -> Tensor:
-    """Squared errors of one step to the right and one down, each a mean over channels, summed: -> (B, H, W).
-
-    Args:
-        z: field (B, C, H, W).
-        step_x: positions -> what should stand one patch to the right of each.
-        step_y: the same for one patch below.
-    """
-    total = z.new_zeros(z.shape[0], *z.shape[2:])
-    if z.shape[3] > 1:
-        error_x = (z[..., 1:] - step_x(z[..., :-1])).square().mean(dim=1)
-        total = total + F.pad(error_x, (0, 1), mode="replicate")
-    if z.shape[2] > 1:
-        error_y = (z[..., 1:, :] - step_y(z[..., :-1, :])).square().mean(dim=1)
-        total = total + F.pad(error_y, (0, 0, 0, 1), mode="replicate")
-    return total
 
 
 def commutator(a: Tensor, b: Tensor) -> Tensor:

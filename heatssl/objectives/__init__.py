@@ -12,6 +12,7 @@ from heatssl.backbones import create_backbone
 from heatssl.config import PretrainConfig
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives.extrapolation import Extrapolation
+from heatssl.objectives.limits import check_limits
 from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.prior import attach_prior
 
@@ -72,6 +73,7 @@ def create(
     arguments = {key: value for key, value in settings.items() if key != "name"}
     wanted = objective_class(settings["name"])
     try:
+        check_limits(arguments)
         objective = wanted(backbone, image_size, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"objective {settings['name']}: {error}") from error

@@ -104,7 +104,7 @@ class HeatCompletion(Objective):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
         grid = geometry(backbone, image_size)
-        channels = channels or grid.channels
+        channels = grid.channels if channels is None else channels
         self.grid = (grid.rows, grid.columns)
         self.positions = grid.rows * grid.columns
         self.patch = grid.stride

@@ -20,7 +20,7 @@ A constant field agrees with itself, so something must forbid it. Three ways:
 """
 
 import copy
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,7 @@ class HeatJEPA(Objective):
         if crops < 1:
             raise ValueError(f"crops must be at least 1, not {crops}")
         self.crops = crops
+        self.least_images = 2 if against_collapse == "contrast" else 1
         grid = geometry(backbone, image_size)
         self.height, self.width = grid.quarter()
         self.visible = round(visible_ratio * self.height * self.width)
@@ -115,14 +116,21 @@ class HeatJEPA(Objective):
         self.temperature, self.isotropy_weight, self.momentum = temperature, isotropy_weight, momentum
         self.colours = view_settings(image_size // 2, (1.0, 1.0), colour_jitter, grey, 0.0)
         self.blur = view_settings(image_size // 2, (1.0, 1.0), 0.0, 0.0, blur) if blur else None
-        channels = channels or grid.channels
+        channels = grid.channels if channels is None else channels
         self.backbone = backbone
         self.to_field = nn.Linear(grid.channels, channels)
         self.transport = Transport(channels) if transport else None
         self.teacher: nn.Module | None = None
         if against_collapse == "teacher":
-            self.teacher = copy.deepcopy(backbone).requires_grad_(False)
+            self.teacher = copy.deepcopy(backbone).requires_grad_(False).eval()
             self.predict = nn.Linear(channels, grid.channels)
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's; but the teacher stays in evaluation mode, where dropping paths makes no noise of targets."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss, how well quarters agree, the visible field (4 B, C, n, 1)."""

@@ -33,6 +33,7 @@ class Objective(nn.Module):
 
     Attributes:
         crops: K random crops of each image in a batch, one after the other: row i K + k is crop k of image i.
+        least_images: of a step, on all devices together, from which there is anything to learn.
         mean, std: of the colour channels, with which the images were normalised; ``objectives.create`` sets them,
             for objectives that change colours.
         story: of what :meth:`maps` shows.
@@ -41,6 +42,7 @@ class Objective(nn.Module):
     backbone: nn.Module
     block: tuple[int, int] | None = None  # rows and columns, when the backbone sees one block of patches alone
     crops: int = 1
+    least_images: int = 1
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
     story: Story = Story("What is filled in", "The encoder saw only the visible part. What was hidden was painted.", {})

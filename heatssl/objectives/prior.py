@@ -9,6 +9,7 @@ then filled in as a body at rest would be (:func:`heatssl.heat.harmonic_weights`
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -58,7 +59,7 @@ class Prior(nn.Module):
 
     Raises:
         UserError: on an unknown law or layer.
-        ValueError: without any layer, or on a value that the law does not take.
+        ValueError: without any layer, with one twice or a negative weight, or on a value that the law does not take.
         TypeError: on a setting that the law does not have.
     """
 
@@ -75,10 +76,15 @@ class Prior(nn.Module):
         super().__init__()
         if not layers:
             raise ValueError("layers is empty: name some, such as layers=[-1]")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight={weight} must be 0 or more")
         self.weight = weight
         self.block = block
         chosen = [_layer(backbone, layer) for layer in layers]
         self.layers = [str(layer["module"]) for layer in chosen]
+        for name in self.layers:
+            if self.layers.count(name) > 1:
+                raise ValueError(f"layers={list(layers)} names {name} more than once: name each layer once")
         self.laws = nn.ModuleList(_law(law, int(layer["num_chs"]), settings) for layer in chosen)
         self._fields: dict[str, list[Tensor]] = {}
         self._images: Tensor | None = None  # what the objective is looking at; None: hooks do nothing

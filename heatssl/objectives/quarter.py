@@ -36,10 +36,15 @@ class Quarter(Objective, ABC):
         target: ``normalised`` patches or ``plain`` pixels.
         visible_weight: weight of the visible quarter's reconstruction beside the hidden ones' (0: hidden only).
 
+    Attributes:
+        corner: where the quarters of the latest batch lie (B,), for :meth:`health`; None before the first.
+
     Raises:
         UserError: when the patch grid cannot be quartered.
-        ValueError: on an unknown target.
+        ValueError: on an unknown target, or a field without channels.
     """
+
+    corner: Tensor | None = None
 
     story = Story(
         "What the law fills in",
@@ -70,7 +75,7 @@ class Quarter(Objective, ABC):
         self.target = target
         self.visible_weight = visible_weight
         self.backbone = backbone
-        channels = channels or grid.channels
+        channels = grid.channels if channels is None else channels
         self.to_field = projector(grid.channels, channels, projector_depth)
         self.law = law(channels, self.height, self.width)
         self.decoder = Decoder(channels, decoder_width, decoder_depth, outputs=3 * self.patch**2)
@@ -81,7 +86,7 @@ class Quarter(Objective, ABC):
 
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss over hidden patches, logs, the quarter's field (B, C, h/2, w/2)."""
-        corner = corners_of_batch(images)
+        self.corner = corner = random_corners(images)
         quarter = self.encode(images, corner)
         field = self.extrapolate(quarter, corner)
         loss, logs = self.pixel_loss(self.decoder(field), images, corner)
@@ -117,7 +122,8 @@ class Quarter(Objective, ABC):
     def health(self, outputs: Outputs) -> dict[str, float]:
         """Collapse figures of the quarter, before a law has turned it, and the relative residual of the whole field."""
         quarter = outputs.field.float()
-        field = self.extrapolate(quarter, corners_of_batch(quarter))
+        corner = corners_of_batch(quarter) if self.corner is None else self.corner
+        field = self.extrapolate(quarter, corner)
         return super().health(outputs) | {"health/law_residual": relative_residual(self.law, field).item()}
 
     @torch.no_grad()
@@ -180,7 +186,17 @@ class Decoder(nn.Module):
 def corners_of_batch(images: Tensor) -> Tensor:
     """Corner of the visible quarter of each image (B,): the first fourth of the batch shows the top left, and so on.
 
-    Batches are shuffled, so each image meets every corner; sorted corners keep each propagation one product.
+    Batches are shuffled, so each image meets every corner where a batch has four images or more; with fewer, see
+    :func:`random_corners`. Sorted corners keep each propagation one product.
     """
     batch = images.shape[0]
     return torch.arange(batch, device=images.device) * len(CORNERS) // batch
+
+
+def random_corners(images: Tensor) -> Tensor:
+    """:func:`corners_of_batch`; but those of fewer than four images are drawn, so that no corner is never shown."""
+    corner = corners_of_batch(images)
+    if len(corner) >= len(CORNERS):
+        return corner
+    offset = int(torch.randint(len(CORNERS), ()))
+    return ((corner + offset) % len(CORNERS)).sort().values

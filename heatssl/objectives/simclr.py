@@ -5,9 +5,10 @@ image among all other views of the batch.
 
 Stated by the paper: the views (see :mod:`heatssl.objectives.views` for what is ours there); a head with one
 hidden layer, as wide as the features, and 128 outputs, thrown away afterwards; the loss NT-Xent, eq. 1, with
-negatives from all devices; batch norm over all devices; for ImageNet a temperature of 0.1.
+negatives from all devices; for ImageNet a temperature of 0.1.
 
-Ours: features are the mean over positions, as everywhere in heatssl's evaluation.
+Ours: features are the mean over positions, as everywhere in heatssl's evaluation; batch norm over all devices in the
+head alone, where the paper has it everywhere: a backbone with batch norm, a CNN, keeps each device's own statistics.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ class SimCLR(Objective):
         ValueError: on a temperature that is not positive, or views that cannot be drawn.
     """
 
+    least_images = 2
     story = Story("What is compared", "Two random views of each image: features of the same image must agree.", {})
 
     def __init__(
@@ -61,7 +63,7 @@ class SimCLR(Objective):
         self.settings = view_settings(image_size, crop_scale, colour_jitter, grey, blur)
         self.backbone = backbone
         channels = geometry(backbone, image_size).channels
-        self.head = embedding_head([channels, head_width or channels, embedding_width])
+        self.head = embedding_head([channels, channels if head_width is None else head_width, embedding_width])
 
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss, similarity of the pairs, the views' feature maps (2 B, C, h, w)."""

@@ -46,8 +46,10 @@ class SimMIM(Objective):
         super().__init__()
         grid = geometry(backbone, image_size)
         self.patch = grid.stride
-        self.unit = (mask_unit or grid.stride * max(1, round(image_size / 7 / grid.stride))) // grid.stride
-        if mask_unit is not None and (self.unit < 1 or mask_unit % grid.stride):
+        if mask_unit is None:
+            mask_unit = grid.stride * max(1, round(image_size / 7 / grid.stride))
+        self.unit = mask_unit // grid.stride
+        if self.unit < 1 or mask_unit % grid.stride:
             raise ValueError(f"mask_unit={mask_unit} is no multiple of the feature stride, {grid.stride} pixels")
         self.grid = (grid.rows, grid.columns)
         self.units = (math.ceil(grid.rows / self.unit), math.ceil(grid.columns / self.unit))

@@ -1,17 +1,21 @@
 """What can be known to be wrong before the first step."""
 
 import contextlib
+import math
 import shutil
 from pathlib import Path
 
 from heatssl.config import PretrainConfig
 from heatssl.config_file import differences, load_config, save_config
 from heatssl.data.crop import check_crop_scale
-from heatssl.errors import UserError
+from heatssl.errors import UserError, did_you_mean
+from heatssl.expected import recorded_recipes
 from heatssl.files import disk_errors
+from heatssl.objectives import Objective
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 SHOWN_DIFFERENCES = 3
+SEEDS = 2**63  # what torch and numpy both take
 
 
 def check_settings(config: PretrainConfig) -> None:
@@ -39,10 +43,14 @@ def check_settings(config: PretrainConfig) -> None:
         ("optimizer.final_learning_rate", optimizer.final_learning_rate, 0),
         ("data.workers", config.data.workers, 0),
     ):
-        if value < least:
+        if not least <= value < math.inf:  # a comparison with nan is false
             raise UserError(f"{name}={value} must be {least} or more")
-    if optimizer.learning_rate <= 0:
+    if not 0 < optimizer.learning_rate < math.inf:
         raise UserError(f"optimizer.learning_rate={optimizer.learning_rate} must be above 0")
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise UserError(f"optimizer.betas={optimizer.betas} must each be 0 or more and below 1, such as [0.9,0.95]")
+    if not 0 <= config.seed < SEEDS:
+        raise UserError(f"seed={config.seed} must be 0 or more and below 2^63: choose a small number")
     for name, choice, choices in (
         ("trainer.precision", trainer.precision, ("32", "bf16")),
         ("trainer.accelerator", trainer.accelerator, ACCELERATORS),
@@ -50,7 +58,26 @@ def check_settings(config: PretrainConfig) -> None:
     ):
         if choice not in choices:
             raise UserError(f"{name}={choice} is unknown: choose one of {', '.join(choices)}")
+    known = recorded_recipes()
+    if config.expected is not None and config.expected not in known:
+        hint = did_you_mean(config.expected, known) or f": choose one of {', '.join(known)}, or null"
+        raise UserError(f"no recorded runs of expected={config.expected}{hint}")
     check_crop_scale(config.data.crop_scale)
+
+
+def check_batch(config: PretrainConfig, objective: Objective) -> None:
+    """Refuse steps of so few images that an objective has nothing to learn from them.
+
+    Raises:
+        UserError: when there are fewer than ``objective.least_images`` on all devices together.
+    """
+    trainer = config.trainer
+    images = trainer.batch_size * trainer.devices * trainer.nodes
+    if images < objective.least_images:
+        raise UserError(
+            f"trainer.batch_size={trainer.batch_size} leaves {config.objective.get('name')} nothing to tell an image "
+            f"from: set trainer.batch_size={objective.least_images} or more"
+        )
 
 
 def check_folder(config: PretrainConfig) -> None:

@@ -35,7 +35,8 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
     weights of linear layers; position tables, tokens, convolutions, vectors and the matrices of laws are AdamW's.
 
     Raises:
-        UserError: on a name that timm does not know.
+        UserError: on a name that timm does not know, another number of betas than it takes, or settings or a machine
+            that it cannot be made with.
     """
     known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in known:
@@ -50,15 +51,24 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
         by_decay = timm.optim.param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
         return split_off_fallback(by_decay, model) if config.name in HYBRID else by_decay
 
+    info = timm.optim.get_optimizer_info(config.name)
+    if info.second_order:
+        raise UserError(f"optimizer.name={config.name} needs second derivatives, which no step computes: try adamw")
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     settings |= HYBRID.get(config.name, {})
-    if timm.optim.get_optimizer_info(config.name).has_betas:
+    if info.has_betas:
+        if len(config.betas) != info.num_betas:
+            raise UserError(f"optimizer.betas={config.betas}: {config.name} takes {info.num_betas} of them")
         settings["betas"] = tuple(config.betas)
     optimizer: torch.optim.Optimizer
-    if config.name == "muon":
-        optimizer = StackedMuon(groups(objective), **settings)
-    else:
-        optimizer = timm.optim.create_optimizer_v2(objective, opt=config.name, param_group_fn=groups, **settings)
+    try:
+        if config.name == "muon":
+            optimizer = StackedMuon(groups(objective), **settings)
+        else:
+            optimizer = timm.optim.create_optimizer_v2(objective, opt=config.name, param_group_fn=groups, **settings)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"optimizer.name={config.name} cannot be made here ({reason}): try adamw or muon") from error
     decayed = [group["weight_decay"] > 0 for group in optimizer.param_groups]
     sizes = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
     return optimizer, Decay(

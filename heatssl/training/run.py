@@ -32,7 +32,7 @@ from heatssl.training.checkpoint import (
     find_resume_point,
     remove_half_written,
 )
-from heatssl.training.checks import check_folder, check_settings, check_space, claim_folder
+from heatssl.training.checks import check_batch, check_folder, check_settings, check_space, claim_folder
 from heatssl.training.compiling import compile_parts, eager
 from heatssl.training.health import Health
 from heatssl.training.metrics import Clock, Metrics, read
@@ -67,6 +67,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_settings(config)
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     module = build_module(config)
+    check_batch(config, module.objective)
     is_first = is_first_process()
     if is_first:
         check_folder(config)

@@ -148,3 +148,45 @@ def test_transport_needs_pairs_of_channels() -> None:
     with pytest.raises(ValueError, match="even"):
         Transport(5)
     assert "channels=6" in repr(Transport(6))
+
+
+@pytest.mark.parametrize("anisotropy", [1e-6, 1e-4, 1e4, 1e6])
+def test_strong_anisotropy_keeps_harmonic_weights_a_mean_in_float32(anisotropy: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = torch.stack([torch.randperm(64, generator=generator)[:16] for _ in range(8)])
+    everywhere = torch.arange(64).expand(8, -1)
+    weights = harmonic_weights(held, everywhere, (8, 8), torch.tensor([anisotropy]))
+    assert weights.dtype == torch.float32
+    assert weights.min() >= 0
+    torch.testing.assert_close(weights.sum(dim=3), torch.ones(8, 1, 64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_flip_of_what_is_visible_flips_what_is_filled_in(visible: Tensor, axis: int) -> None:
+    mirror = torch.arange(35).view(GRID).flip(axis).flatten()  # where each position comes to lie
+    strength = torch.tensor([0.3, 4.0], dtype=torch.float64)
+    there = harmonic_weights(mirror[visible], mirror[every_position(3)], GRID, strength)
+    torch.testing.assert_close(there, harmonic_weights(visible, every_position(3), GRID, strength))
+    assert (there - harmonic_weights(mirror[visible], every_position(3), GRID, strength)).abs().max() > 0.1
+
+
+def test_transposition_takes_the_inverse_anisotropy(visible: Tensor) -> None:
+    turned = torch.arange(35).view(7, 5).T.flatten()  # row-major indices of a (7, 5) grid
+    strength = torch.tensor([0.25, 4.0], dtype=torch.float64)
+    here = harmonic_weights(visible, every_position(3), GRID, strength)
+    there = harmonic_weights(turned[visible], turned[every_position(3)], GRID[::-1], 1 / strength)
+    torch.testing.assert_close(there, here)
+
+
+def test_transport_turns_with_a_flip_and_a_transposition() -> None:
+    """Mirrored places and mirrored turns are the same; x and y change places with their turns."""
+    transport, flipped, turned = (Transport(6).double() for _ in range(3))
+    values, places = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(2, 5, 2, dtype=torch.float64)
+    with torch.no_grad():
+        transport.raw_decay.normal_()
+        for name, parameter in transport.named_parameters():
+            getattr(flipped, name).copy_(parameter * torch.tensor([[-1.0], [1.0]]))
+            getattr(turned, name).copy_(parameter.flip(0))
+    moved = transport.from_rest(values, places)
+    torch.testing.assert_close(flipped.from_rest(values, places * torch.tensor([-1.0, 1.0])), moved)
+    torch.testing.assert_close(turned.from_rest(values, places.flip(2)), moved)

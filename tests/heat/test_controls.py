@@ -74,6 +74,7 @@ def test_the_residual_of_free_linear_is_the_mean_over_the_offsets_that_lead_ther
     ]
     residual = law.residual(field)
     assert residual[0, y, x].item() == pytest.approx((sum(by_hand) / 2).item())
+    assert law.loss(field).item() == pytest.approx(residual.mean().item())
     assert residual[0, 0, 0] == 0  # no offset leads here from within the field
     pairs = FreeLinear(4, [(1, 0)]).double()
     z = torch.randn(1, 4, 1, 1, dtype=torch.float64)

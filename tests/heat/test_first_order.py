@@ -140,6 +140,28 @@ def test_residual_of_thin_fields(shape):
     assert bool((residual > 0).all()) == (shape != (1, 1))
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (1, 5), (4, 1), (1, 1)])
+def test_the_loss_counts_each_step_once(shape):
+    law = random_law(commuting=False)
+    field = torch.randn(2, 6, *shape, dtype=torch.float64)
+    error_x = field[..., 1:] - mix(power(law.A, 1), field[..., :-1])
+    error_y = field[..., 1:, :] - mix(power(law.B, 1), field[..., :-1, :])
+    expected = [error.square().mean().item() for error in (error_x, error_y) if error.numel()]
+    assert law.loss(field).item() == pytest.approx(sum(expected))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_loss_of_a_flipped_field_is_the_same_where_steps_turn_alone(axis):
+    """A step that only turns has an inverse as long as itself: back and forth, errors are the same."""
+    law, flipped = random_law(commuting=True), random_law(commuting=True)
+    with torch.no_grad():
+        for turning in (law, flipped):
+            turning.raw_decay.zero_()
+        flipped.raw_rotation[axis].neg_()
+    field = torch.randn(1, 6, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(flipped.loss(field.flip(3 - axis)), law.loss(field))
+
+
 def test_transposing_the_image_swaps_a_and_b(field):
     law = random_law(commuting=False)
     swapped = with_matrices(law.B, law.A)

@@ -85,6 +85,16 @@ def test_flips_and_transposition_act_on_the_speeds():
     assert law.residual(grown.transpose(2, 3)).max() > 1e-4
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_the_loss_of_a_flipped_field_under_the_flipped_law_is_the_same(axis):
+    law, flipped = random_law(), random_law()
+    with torch.no_grad():
+        flipped.speed_parts.neg_()
+    field = torch.randn(1, 4, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(flipped.loss(field.flip(axis)), law.loss(field))
+    torch.testing.assert_close(law.loss(field), law.residual(field)[..., :-1, :-1].mean(), msg="each error once")
+
+
 def test_the_residual_does_not_depend_on_the_length_of_a_direction():
     law, longer = random_law(), random_law()
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from heatssl import objectives
-from heatssl.backbones import create_backbone
+from heatssl.backbones import create_backbone, feature_map
 from heatssl.errors import UserError
 from heatssl.objectives.heat_jepa import agreement, contrast_of_parts
 from heatssl.objectives.painting import places
@@ -170,6 +170,16 @@ def test_quarters_come_to_agree_without_collapse(way, transport):
     assert objective.health(outputs)["health/channel_std"] > 0.05
     if way != "teacher":
         assert outputs.logs["similarity/quarters"] > 0.5
+
+
+def test_the_teacher_drops_no_paths_whatever_is_trained():
+    backbone = create_backbone("vit_tiny_patch16_224", 32, **TINY, drop_path_rate=0.5)
+    objective = objectives.create({"name": "heat_jepa", "against_collapse": "teacher"}, backbone, 32)
+    images = torch.randn(8, 3, 32, 32)
+    for trained in (objective, objective.train(), objective.eval().train()):
+        assert trained.backbone.training
+        assert torch.equal(feature_map(trained.teacher, images), feature_map(trained.teacher, images))
+    assert not objective.eval().backbone.training
 
 
 def test_the_teacher_follows_slowly_and_gets_no_gradient():

@@ -1,6 +1,7 @@
 """A law on intermediate layers: beside any objective, on any backbone, and with no cheap way out."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -197,6 +198,9 @@ def test_half_precision_does_not_reach_the_differences():
         ({"layers": ["blocks.33"]}, "did you mean 'blocks"),
         ({"layers": [7]}, "no layer 7"),
         ({"layers": []}, r"layers=\[-1\]"),
+        ({"layers": [-1, 0, "blocks.2"]}, "names blocks.2 more than once"),
+        ({"weight": -1.0}, "weight=-1.0 must be 0 or more"),
+        ({"weight": math.nan}, "weight=nan"),
         ({"stencil": "7pt"}, "5pt, 9pt"),
         ({"colour": 1}, "colour"),
     ],

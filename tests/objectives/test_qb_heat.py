@@ -6,8 +6,9 @@ import torch
 from heatssl import objectives
 from heatssl.backbones import create_backbone
 from heatssl.errors import UserError
+from heatssl.heat import relative_residual
 from heatssl.objectives.objective import channel_std, rankme
-from heatssl.objectives.quarter import CORNERS, corners_of_batch
+from heatssl.objectives.quarter import CORNERS, corners_of_batch, random_corners
 from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
@@ -42,6 +43,38 @@ def test_every_corner_is_shown_and_marked():
         window = (slice(None), slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16))
         assert torch.equal(shown[window], image[window])
         assert (shown != 0).float().mean() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_every_corner_is_shown_by_small_batches_as_well(batch):
+    drawn = [random_corners(torch.zeros(batch, 3, 8, 8)) for _ in range(64)]
+    assert {k for corner in drawn for k in corner.tolist()} == {0, 1, 2, 3}
+    for corner in drawn:
+        assert len(set(corner.tolist())) == batch
+        assert torch.equal(corner, corner.sort().values)
+
+
+def test_batches_of_four_draw_nothing():
+    torch.manual_seed(3)
+    for batch in (4, 5, 128):
+        images = torch.zeros(batch, 3, 8, 8)
+        assert torch.equal(random_corners(images), corners_of_batch(images))
+    after = torch.rand(())
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(())), "the run's random numbers go on as they did"
+
+
+def test_health_knows_the_corner_that_was_shown():
+    objective = tiny()
+    images = torch.randn(1, 3, 32, 32)
+    for _ in range(8):
+        outputs = objective(images)
+        field = objective.extrapolate(outputs.field, objective.corner)
+        expected = relative_residual(objective.law, field).item()
+        assert objective.health(outputs)["health/law_residual"] == pytest.approx(expected)
+        if objective.corner.item():
+            break
+    assert objective.corner.item(), "another corner than the first"
 
 
 LAWS = ["commuting", "full", "copy", "free", "mlp"]

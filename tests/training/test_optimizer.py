@@ -110,3 +110,23 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     objective = objectives.create({"name": "qb_heat"}, create_backbone("vit_tiny_patch16_224", 32, **TINY), 32)
     with pytest.raises(UserError, match="adamw"):
         create_optimizer(objective, OptimizerConfig(name="adamww"))
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("CUDA required for APEX optimizers\nand more")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adahessian", "second derivatives.*adamw"),
+        ("adan", "adan takes 3"),
+        ("fusedadam", r"cannot be made here \(CUDA required for APEX optimizers\): try adamw"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "fusedadam":  # as where there is no GPU
+        monkeypatch.setattr("timm.optim.create_optimizer_v2", refuse)
+    objective = objectives.create({"name": "qb_heat"}, create_backbone("vit_tiny_patch16_224", 32, **TINY), 32)
+    with pytest.raises(UserError, match=message):
+        create_optimizer(objective, OptimizerConfig(name=name))

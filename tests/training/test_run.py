@@ -1,6 +1,7 @@
 """What stands in a run folder, and what is refused before the first step."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from heatssl.config import PretrainConfig
 from heatssl.errors import UserError
 from heatssl.export import load_backbone
 from heatssl.training import pretrain
+from heatssl.training.checks import check_batch
 from heatssl.training.metrics import read
 from heatssl.training.run import build_module
 
@@ -122,6 +124,17 @@ def test_vectors_and_positions_are_not_decayed(make_config: MakeConfig) -> None:
         ({"backbone": "vit_tinny_patch16_224"}, "vit_tiny_patch16_224"),
         ({"accelerator": "mps" if torch.cuda.is_available() else "cuda"}, "is not to be had here.*accelerator=auto"),
         ({"crop_scale": [0.9, 0.1]}, "data.crop_scale"),
+        ({"learning_rate": math.nan}, "optimizer.learning_rate=nan"),
+        ({"gradient_clip": math.nan}, "trainer.gradient_clip=nan"),
+        ({"betas": [0.9]}, r"optimizer.betas=\[0.9\]: adamw takes 2"),
+        ({"betas": [0.9, 1.5]}, "optimizer.betas=.*below 1"),
+        ({"betas": [math.nan, 0.9]}, "optimizer.betas=.*below 1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**63}, "seed=9223372036854775808"),
+        ({"expected": "demmo"}, "expected=demmo.*did you mean 'demo'"),
+        ({"expected": "nonsense"}, "expected=nonsense.*choose one of demo"),
+        ({"objective": {"name": "heat_jepa"}, "batch_size": 1}, "trainer.batch_size=1.*trainer.batch_size=2"),
+        ({"objective": {"name": "simclr"}, "batch_size": 1}, "trainer.batch_size=1.*trainer.batch_size=2"),
     ],
 )
 def test_what_no_run_can_have_is_refused_and_writes_nothing(
@@ -138,6 +151,12 @@ def test_unknown_optimizer_names_the_nearest(make_config: MakeConfig) -> None:
     config.optimizer.name = "adamww"
     with pytest.raises(UserError, match="did you mean 'adamw'"):
         pretrain(config)
+
+
+def test_one_image_is_enough_on_two_devices_and_for_a_teacher(make_config: MakeConfig) -> None:
+    for settings, devices in (({"name": "simclr"}, 2), ({"name": "heat_jepa", "against_collapse": "teacher"}, 1)):
+        config = make_config(objective=settings, batch_size=1, devices=devices)
+        check_batch(config, build_module(config).objective)
 
 
 def test_output_that_is_a_file(make_config: MakeConfig) -> None:
