@@ -2,6 +2,7 @@
 
 python benchmarks/attribution_scores.py runs/a timm:vit_small_patch16_224.dino --data pets-trimap.tar --split train
 python benchmarks/attribution_scores.py runs/demo --images 300                   # pretrained on the scenes: those
+python benchmarks/attribution_scores.py runs/a --twin 0 --data pets-trimap.tar   # the same model with random weights
 
 ``--split train`` to choose settings of methods, ``--split val`` once for what is reported. The object is the animal
 (1), the border (3) counts nowhere; in a scene it is what the class is of. A method that a backbone refuses is named
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=None, help="of the split; all without")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--twin", type=int, help="random weights of this seed in the place of the run's")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,14 +64,19 @@ def main() -> None:
                 output=None if is_run(run) else "runs/attribution_scores",
             )
             name = Path(run).name if is_run(run) else run
+            if arguments.twin is not None:
+                name += f", random weights {arguments.twin}"
             with RESULTS.open("a") as file:
-                file.writelines(json.dumps({"run": name, **asdict(row)}) + "\n" for row in measure(config))
+                for row in measure(config, arguments.twin):
+                    file.write(json.dumps({"run": name, **asdict(replace(row, root=Path(row.root).name))}) + "\n")
     print(table(RESULTS.read_text().splitlines() if RESULTS.exists() else []))
 
 
-def measure(config: AttributeConfig) -> Iterator[Row]:
-    """Rows of one source, methods down and scores across."""
+def measure(config: AttributeConfig, twin: int | None = None) -> Iterator[Row]:
+    """Rows of one source, or of its twin with random weights of a seed; methods down and scores across."""
     source = with_classifier(config, open_source(config))
+    if twin is not None:
+        source = replace(source, backbone=source.twin(twin))
     source.backbone.to(source.device).eval()
     wish = read_target(config, source)
     some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients by itself
