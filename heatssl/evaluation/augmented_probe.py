@@ -6,7 +6,6 @@ by BatchNorm without affine maps; no augmentation but random resized crops and f
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -21,6 +20,7 @@ from heatssl.backbones import pooled_features
 from heatssl.config import ProbeConfig
 from heatssl.data import ImageData, Subset
 from heatssl.errors import UserError
+from heatssl.evaluation.checks import check_grid
 from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss, save_probe
@@ -72,13 +72,9 @@ def measure_augmented(source: Source, config: ProbeConfig, *, keep: bool) -> lis
         UserError: on settings out of their range, a loss that is not finite, and files that cannot be read.
     """
     rates = tuple(config.grid) or (LEARNING_RATE,)
-    if (
-        not all(0 < rate < math.inf for rate in rates)
-        or _epochs(config) < 1
-        or config.batch_size < 2
-        or not 0 < config.held_out < 1
-    ):
-        raise UserError("grid must hold positive numbers, epochs be at least 1, batch_size 2, held_out between 0 and 1")
+    check_grid(rates)
+    if _epochs(config) < 1 or config.batch_size < 2 or not 0 < config.held_out < 1:
+        raise UserError("let epochs be at least 1, batch_size 2, and held_out between 0 and 1")
     train, labels = source.splits["train"], torch.tensor(source.splits["train"].labels)
     fit, held = torch.arange(len(train)), torch.arange(0)
     if len(rates) > 1:

@@ -51,12 +51,13 @@ class Checkpoint:
         return step
 
     def _load(self) -> int:
-        before = {name: deepcopy(part.state_dict()) for name, part in self.parts.items()}
+        before: dict[str, Any] = {}
         try:
             found = torch.load(self.path, map_location="cpu", weights_only=True)
             if found["key"] != self.key:
                 return 0
             step = int(found["step"])
+            before = {name: deepcopy(part.state_dict()) for name, part in self.parts.items()}
             for name, part in self.parts.items():
                 part.load_state_dict(found[name])
         except FileNotFoundError:
@@ -64,8 +65,8 @@ class Checkpoint:
         except PermissionError:  # what cannot be read cannot be replaced either
             raise
         except Exception as error:  # noqa: BLE001 - files are broken in many ways
-            for name, part in self.parts.items():  # of which some may have been loaded
-                part.load_state_dict(before[name])
+            for name, state in before.items():  # of which some may have been loaded
+                self.parts[name].load_state_dict(state)
             if is_first():
                 reason = " ".join(str(error).split())[:100]
                 log.warning("%s is damaged or cannot be read (%s): training begins again", self.path, reason)

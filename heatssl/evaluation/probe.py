@@ -96,9 +96,9 @@ def linear_probe(
         reading, point = max(scores, key=scores.__getitem__)
         held_out_accuracy = scores[reading, point][0]
     (probe,) = train(train_views[reading], train_y, [point])
-    if not math.isfinite(accuracy_and_loss(probe, train_views[reading], train_y)[1]):
+    accuracy, loss = accuracy_and_loss(probe, test_views[reading], test_y)
+    if not math.isfinite(loss):
         raise UserError(f"the probe diverges at {point:g}, the best point of the grid: give a grid of smaller ones")
-    accuracy, _ = accuracy_and_loss(probe, test_views[reading], test_y)
     return ProbeResult(accuracy, held_out_accuracy, point, probe, time.perf_counter() - start, reading)
 
 

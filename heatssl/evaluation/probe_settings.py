@@ -73,11 +73,9 @@ def _unused(config: ProbeConfig) -> tuple[list[str], str]:
         return ["grid", "iterations", "epochs", "held_out"], "shots or share"
     if config.head != "linear":
         return ["solver", "iterations", "draws", "cache", "layers", "pooling"], f"head={config.head}"
-    if not _selects(config) and config.held_out != ProbeConfig().held_out:
-        return ["held_out"], "a single point of the grid"
-    if config.solver == "sgd":
-        return ["iterations", "draws"], "solver=sgd"
-    return ["epochs", "draws"], f"solver={config.solver}"
+    single = "" if _selects(config) else " and a single point of the grid"
+    unused = ["iterations", "draws"] if config.solver == "sgd" else ["epochs", "draws"]
+    return [*unused, *(["held_out"] if single else [])], f"solver={config.solver}{single}"
 
 
 def is_few(config: ProbeConfig) -> bool:
