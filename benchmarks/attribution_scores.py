@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from heatssl.attribution import explain, method_names
+from heatssl.attribution import method_names
+from heatssl.attribution.fitness import refusals
 from heatssl.attribution.of_source import options_of_source
 from heatssl.attribution.pictures import pictures_of_split
 from heatssl.attribution.score_table import Row, markdown
 from heatssl.attribution.scoring import measure_scores
 from heatssl.attribution.target_setting import read_target, with_classifier
 from heatssl.config import AttributeConfig, DataConfig
-from heatssl.errors import UserError
 from heatssl.evaluation.source import open_source
 from heatssl.export import is_run
 
@@ -79,15 +79,12 @@ def measure(config: AttributeConfig, twin: int | None = None) -> Iterator[Row]:
         source = replace(source, backbone=source.twin(twin))
     source.backbone.to(source.device).eval()
     wish = read_target(config, source)
-    some = pictures_of_split(replace(config, count=2), source)  # one is too few for expected_gradients by itself
-    able = []
-    for method in config.methods:
-        try:
-            explain(source.backbone, some.images, method, wish.of(some), probe=wish.probe)
-            able.append(method)
-        except UserError as error:
-            print(f"{config.run}: {method} is left out: {error}", flush=True)
-    rows, _ = measure_scores(wish, None, source, replace(config, methods=able), options_of_source(config, source, None))
+    of_source = options_of_source(config, source, None)
+    refused = refusals(wish, pictures_of_split(replace(config, count=1), source), source, config, of_source)
+    for method, error in refused.items():
+        print(f"{config.run}: {method} is left out: {error}", flush=True)
+    able = [method for method in config.methods if method not in refused]
+    rows, _ = measure_scores(wish, None, source, replace(config, methods=able), of_source)
     yield from rows
 
 

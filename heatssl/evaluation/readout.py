@@ -95,14 +95,3 @@ def _pool(field: Tensor, class_token: Tensor | None, pooling: str) -> Tensor:
     if class_token is None or pooling == "mean":
         return mean
     return class_token if pooling == "class" else torch.cat([class_token, mean], dim=1)
-
-
-def widths(backbone: nn.Module, image_size: int, readouts: Sequence[Readout]) -> list[int]:
-    """Channels of every readout, found by showing the backbone one empty image."""
-    parameter = next(backbone.parameters())
-    blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    was_training = backbone.training
-    with torch.no_grad():
-        found = [features.shape[1] for features in read(backbone.eval(), blank, readouts)]
-    backbone.train(was_training)
-    return found

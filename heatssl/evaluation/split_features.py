@@ -3,12 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from heatssl.data import ImageData, Split
 from heatssl.evaluation import feature_cache, processes
-from heatssl.evaluation.features import extract_features, extract_maps
-from heatssl.evaluation.readout import FINAL, Readout, widths
+from heatssl.evaluation.features import evaluation_mode, extract_features, extract_maps
+from heatssl.evaluation.readout import FINAL, Readout, read
 from heatssl.evaluation.results import device_name
 from heatssl.evaluation.source import Source, digest_of, fingerprint
 
@@ -49,6 +50,15 @@ def split_readouts(
         return [features], labels
     sizes = widths(backbone.to(source.device), source.data.image_size, readouts)
     return list(features.split(sizes, dim=1)), labels
+
+
+@torch.no_grad()
+def widths(backbone: nn.Module, image_size: int, readouts: Sequence[Readout]) -> list[int]:
+    """Channels of every readout, found by showing the backbone one empty image."""
+    parameter = next(backbone.parameters())
+    blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    with evaluation_mode(backbone):
+        return [features.shape[1] for features in read(backbone, blank, readouts)]
 
 
 def extract_shared(

@@ -12,10 +12,10 @@ from heatssl.config import KnnConfig, ProbeConfig
 from heatssl.errors import UserError
 from heatssl.evaluation import linear_probe, run_knn, run_probe
 from heatssl.evaluation.knn import knn_accuracies, unit_bank
-from heatssl.evaluation.readout import FINAL, POOLINGS, Readout, read, readouts_of, widths
+from heatssl.evaluation.readout import FINAL, POOLINGS, Readout, read, readouts_of
 from heatssl.evaluation.results import read_results
 from heatssl.evaluation.source import digest_of, open_source
-from heatssl.evaluation.split_features import split_features
+from heatssl.evaluation.split_features import split_features, widths
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
