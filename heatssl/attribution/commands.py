@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from heatssl.attribution.attribute import explain, full_name
+from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.checkpoints import at_each_step, check_checkpoints
 from heatssl.attribution.extrapolation import write_extrapolation
 from heatssl.attribution.features import write_features
 from heatssl.attribution.fitness import check_fitness
-from heatssl.attribution.method_settings import check_used, method_options, options_text
+from heatssl.attribution.method_settings import bases_first, check_used, method_options, options_text, with_source
 from heatssl.attribution.of_source import options_of_source
 from heatssl.attribution.overlay import picture_of
 from heatssl.attribution.photos import read_list, remove_photos, write_photos
@@ -114,21 +116,36 @@ def _explain_all(
     wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, of_source: Options, *, kept: bool = False
 ) -> list[Map]:
     """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
-    methods = progress_bar(config.methods, name="heatmaps", unit="method")
-    return [
-        entry
-        for method in methods
-        for entry in _explain(method, method_options(method, config, of_source), wish, pictures, source, config, kept)
-    ]
+    known: dict[str, Tensor] = {}
+    written: dict[str, list[Map]] = {}
+    for method in progress_bar(bases_first(config.methods), name="heatmaps", unit="method"):
+        options = method_options(method, config, of_source)
+        found = explain(
+            source.backbone,
+            pictures.images,
+            method,
+            wish.of(pictures),
+            probe=wish.probe,
+            **with_source(method, options, known),
+        )
+        known[method] = found.maps
+        written[method] = _write_maps(method, options, found, wish, pictures, source, config, kept)
+    return [entry for method in config.methods for entry in written[method]]
 
 
-def _explain(
-    method: str, options: Options, wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, kept: bool
+def _write_maps(
+    method: str,
+    options: Options,
+    found: Attribution,
+    wish: Wish,
+    pictures: Pictures,
+    source: Source,
+    config: AttributeConfig,
+    kept: bool,
 ) -> list[Map]:
     mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
     changed = options_text(method, options)
     kind = "_".join([method.replace(":", "_"), wish.kind, *re.findall(r"[\w.-]+", changed)])
-    found = explain(source.backbone, pictures.images, method, wish.of(pictures), probe=wish.probe, **options)
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
     shown = pixels(pictures.images, source.data)
     entries = []

@@ -2,8 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from heatssl.attribution.attribute import find_method, method_names
 from heatssl.attribution.runs_law import RunsLaw
@@ -31,6 +33,25 @@ def method_options(name: str, config: AttributeConfig, of_source: Mapping[str, A
     )
     taken = parameters(name)
     return {key: value for key, value in given.items() if value is not None and key in taken}
+
+
+def bases_first(methods: Sequence[str]) -> list[str]:
+    """Methods in an order in which :func:`with_source` finds the base of every heat flow that has one among them."""
+    return sorted(methods, key=lambda name: (name.partition(":")[0] == "heat_flow", name.count(":")))
+
+
+def with_source(name: str, options: dict[str, Any], known: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Options of a heat flow whose base has been asked for beside it, so that its maps are not made twice.
+
+    Args:
+        name: of the method.
+        options: of it, as of :func:`method_options`.
+        known: the maps (B, h, w) of other methods, of the same images and target and by the same settings.
+    """
+    taken = parameters(name)
+    if "source" in taken and taken["base"].default in known:
+        return options | {"source": known[taken["base"].default]}
+    return options
 
 
 def options_text(name: str, options: dict[str, Any]) -> str:

@@ -132,6 +132,7 @@ def score(
     counted: Tensor | None = None,
     probe: LinearProbe | None = None,
     twin: nn.Module | None = None,
+    attribution: Attribution | None = None,
     chunk: int = 64,
     **options: Any,
 ) -> dict[str, Tensor]:
@@ -147,6 +148,7 @@ def score(
         counted: pixels that count (B, H, W) bool; None: all.
         probe: classifier of the pooled embedding.
         twin: the same architecture with random weights, for ``randomisation``.
+        attribution: what the method says of the batch, where that is there already; None: it is asked.
         chunk: images per forward pass.
         **options: of the method, for example ``steps``.
 
@@ -167,7 +169,7 @@ def score(
                 return Attribution(_centre(points))
             return explain(model, points, method, of, probe=probe, chunk=chunk, **options)
 
-        first = explained(images, bound)
+        first = explained(images, bound) if attribution is None else attribution
         found = Explained(
             model=model,
             images=images,

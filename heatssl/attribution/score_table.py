@@ -30,7 +30,7 @@ class Row:
     source: str  # last or best weights of the run, or timm:NAME
     backbone: str
     step: int  # optimiser steps behind the weights
-    seconds: float  # of all scores of this method
+    seconds: float  # of all scores of this method; not of a base that has its own
     hardware: str
     commit: str | None
     protocol: str

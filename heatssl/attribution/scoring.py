@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heatssl.attribution.method_settings import method_options, options_text
+from heatssl.attribution.attribute import explain
+from heatssl.attribution.method_settings import bases_first, method_options, options_text, with_source
 from heatssl.attribution.pictures import Pictures, class_names, open_images, split_of
 from heatssl.attribution.score import CENTRE, SCORES, choose_scores, score
 from heatssl.attribution.score_table import Row
@@ -99,9 +100,16 @@ def measure_scores(
     options[CENTRE] = {"chunk": config.batch_size}
     with progress_bar(total=images.count * len(methods), name="scores", unit="map") as bar:
         for part in images.parts:
-            target = wish.of(part.pictures)
-            for method in methods:
+            target, maps = wish.of(part.pictures), dict[str, Tensor]()
+            for method in bases_first(methods):
                 start = time.perf_counter()
+                attribution = None
+                if method != CENTRE:
+                    with_base = with_source(method, options[method], maps)
+                    attribution = explain(
+                        source.backbone, part.pictures.images, method, target, probe=wish.probe, **with_base
+                    )
+                    maps[method] = attribution.maps
                 found = score(
                     source.backbone,
                     part.pictures.images,
@@ -112,6 +120,7 @@ def measure_scores(
                     counted=part.counted,
                     probe=wish.probe,
                     twin=twin,
+                    attribution=attribution,
                     **options[method],
                 )
                 seconds[method] += time.perf_counter() - start

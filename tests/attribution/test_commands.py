@@ -50,6 +50,18 @@ def test_every_map_is_listed_and_is_a_picture(run: Path, capsys: pytest.CaptureF
         assert f"{entry['completeness_error']:.2%}" in printed
 
 
+def test_maps_are_listed_as_asked_for_and_a_heat_flow_is_that_of_its_base(run: Path) -> None:
+    methods = ["heat_flow:heat_flow:rise", "heat_flow:rise", "rise"]
+    run_attribute(_config(run, methods=methods, samples=4))
+    maps = _maps(run)
+    assert [entry["method"] for entry in maps] == [method for method in methods for _ in range(2)]
+    backbone, _ = load_backbone(run)
+    image = normalise(to_tensor(open_split(DATA, "val").load(int(str(maps[0]["image"])[4:9])))[None], DATA)
+    for entry in maps[::2]:
+        raw = np.load((run / str(entry["file"])).with_suffix(".npy"))
+        assert raw == pytest.approx(explain(backbone, image, entry["method"], samples=4).maps[0].numpy(), abs=1e-5)
+
+
 def test_the_raw_map_and_the_photo_lie_beside_the_overlay(run: Path) -> None:
     run_attribute(_config(run))
     backbone, _ = load_backbone(run)

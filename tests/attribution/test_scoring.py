@@ -263,3 +263,28 @@ def test_from_python_one_batch_at_a_time(small_vit: Create, images: Tensor) -> N
     twin = small_vit(num_classes=5, global_pool="avg", class_token=False)
     with pytest.raises(UserError, match="the twin has no"):
         score(model, images, names=["randomisation"], twin=twin)
+
+
+def test_a_base_beside_its_heat_flow_is_made_once_and_scores_the_same(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores that ask for further maps, of noisy images and of other weights, must not get the first map again."""
+    calls: list[str] = []
+    by_name = scoring.explain
+
+    def counted(model: nn.Module, images: Tensor, method: str, *rest: object, **options: object) -> object:
+        calls.append(method + (", given its source" if options.get("source") is not None else ""))
+        return by_name(model, images, method, *rest, **options)
+
+    monkeypatch.setattr(scoring, "explain", counted)
+    names = {"scores": ["average_precision", "sensitivity", "randomisation", "deletion"], "score_count": 5}
+    run_attribute(config(run, methods=["heat_flow:smoothgrad", "smoothgrad"], samples=3, batch_size=3, **names))
+    assert calls == ["smoothgrad", "heat_flow:smoothgrad, given its source"] * 2
+    beside = rows_of(run)
+    assert list(dict.fromkeys(method for method, _ in beside)) == ["heat_flow:smoothgrad", "smoothgrad", "centre"]
+    (run / "attribution" / "scores.json").unlink()
+    run_attribute(config(run, methods=["heat_flow:smoothgrad"], samples=3, batch_size=3, **names))
+    assert calls[-1] == "heat_flow:smoothgrad"
+    for name in names["scores"]:
+        assert beside["heat_flow:smoothgrad", name]["mean"] == rows_of(run)["heat_flow:smoothgrad", name]["mean"]
+    assert beside["heat_flow:smoothgrad", "deletion"]["mean"] != beside["smoothgrad", "deletion"]["mean"]

@@ -27,6 +27,7 @@ def heat_flow(
     sharpness: float = 2.0,
     neighbours: float = 8.0,
     border: float = 0.1,
+    source: Tensor | None = None,
     chunk: int = 64,
     **options: Any,
 ) -> Attribution:
@@ -56,6 +57,7 @@ def heat_flow(
         sharpness: exponent of the affinity.
         neighbours: >= 0, what being beside each other adds to an affinity, as a multiple of it.
         border: b >= 0, how well heat leaves through a side, as a share of all ways inside; 0: it does not.
+        source: maps of ``base`` (B, h, w) that are there already; None: they are made.
         chunk: images per forward pass and per factorisation of (n, n) matrices, n positions.
         **options: of the base method.
 
@@ -69,12 +71,16 @@ def heat_flow(
     for name, value in numbers.items():
         if not 0 <= value < math.inf:  # NaN is neither
             raise UserError(f"{name}={value} of heat_flow must be a finite number, at least 0")
-    if base == UNIFORM:
-        source = torch.ones(len(images), 1, 1, device=images.device)
-    else:
-        source = find_method(base)(model, images, target, chunk=chunk, **options).maps.detach().float()
+    if source is None:
+        source = _source(base, model, images, target, chunk=chunk, **options)
     maps = []
-    for field, part in zip(fields(model, images, None, chunk), source.split(chunk), strict=True):
+    for field, part in zip(fields(model, images, None, chunk), source.detach().float().split(chunk), strict=True):
         on_grid = F.adaptive_avg_pool2d(part[:, None], (field.shape[2], field.shape[3]))[:, 0].abs()
         maps.append(steady_state(on_grid, affinity(field, sharpness, neighbours), conductivity, border))
     return Attribution(torch.cat(maps))
+
+
+def _source(base: str, model: nn.Module, images: Tensor, target: Target, **options: Any) -> Tensor:
+    if base == UNIFORM:
+        return torch.ones(len(images), 1, 1, device=images.device)
+    return find_method(base)(model, images, target, **options).maps
