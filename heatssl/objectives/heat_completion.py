@@ -15,6 +15,7 @@ What is visible also says, by its mean alone, what the whole picture is: the hea
 every position (:mod:`heatssl.objectives.painting`). Users keep the mean; without this loss nothing is asked of it.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -30,14 +31,16 @@ from heatssl.heat import (
     laplacian,
 )
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
-from heatssl.objectives.masks import random_blocks, random_parts, random_scales
+from heatssl.objectives.masks import random_blocks, random_cells, random_parts, random_scales
 from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.painting import RestLaw, RestPainter, painter, places
 from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
 
-Mask = Literal["random", "block", "scales"]
-Flow = Literal["kernel", "steady"]
+Mask = Literal["random", "block", "blocks", "scales"]
+Flow = Literal["kernel", "steady", "correlated"]
 Target = Literal["normalised", "plain"]
+BLOCK_SIDE = 2  # patches, of each of several blocks
+LARGEST_ANGLE = 0.9 * math.pi  # at pi the law is a wave equation, and nothing comes to rest
 FROM_REST = (
     "What is painted from the mean is all that the mean of the visible patches, carried to every position, knows of "
     "the picture: the features that you keep."
@@ -50,14 +53,16 @@ class HeatCompletion(Objective):
     Args:
         backbone: a timm transformer that encodes single patches.
         image_size: pixels of the square images.
-        mask: ``random`` patches; one ``block`` of half the grid's sides, anywhere; or ``scales``, patches of a block of
-            any size, anywhere.
+        mask: ``random`` patches; one ``block`` of half the grid's sides, anywhere; several ``blocks`` of two patches
+            a side; or ``scales``, patches of a block of any size, anywhere.
         visible_ratio: share of the patches in each visible set (a block is always a quarter).
-        parts: visible sets for each image; random ones do not overlap.
+        parts: visible sets for each image; those of ``random`` and ``blocks`` do not overlap.
         predicted_ratio: share of the hidden patches that is painted.
-        flow: ``kernel``, heat that has flowed for a learned time, or ``steady``, heat at rest.
+        flow: ``kernel``, heat that has flowed for a learned time; ``steady``, heat at rest; or ``correlated``, heat at
+            rest where channels conduct into each other, z_xx + S z_yy = 0, in the eigenbasis of S: its eigenvalues are
+            learned, their angle at most ``LARGEST_ANGLE``.
         transport: whether the law turns the field; without, heat flows between the features as they are.
-        groups: of channels, each with a time of its own, or an anisotropy of its own.
+        groups: of channels, each with a time of its own, or an anisotropy (an eigenvalue of S) of its own.
         channels: width of the field; null: that of the backbone.
         painter_width: hidden channels of the painter; 0: it is linear.
         target: ``normalised`` patches or ``plain`` pixels.
@@ -110,13 +115,17 @@ class HeatCompletion(Objective):
         self.patch = grid.stride
         self.block = (grid.rows // 2, grid.columns // 2) if mask == "block" else None
         self.visible = int(visible_ratio * self.positions) if self.block is None else self.block[0] * self.block[1]
+        if mask == "blocks":
+            if grid.rows % BLOCK_SIDE or grid.columns % BLOCK_SIDE:
+                raise ValueError(f"blocks of {BLOCK_SIDE} x {BLOCK_SIDE} do not tile {self.grid}: choose mask=random")
+            self.visible -= self.visible % BLOCK_SIDE**2
         self.predicted = round(predicted_ratio * (self.positions - self.visible))
         if not 0 < self.visible < self.positions or not 0 < self.predicted <= self.positions - self.visible:
             raise ValueError(
                 f"{self.visible} of {self.positions} patches visible and {self.predicted} painted: "
                 "choose a visible_ratio and predicted_ratio between 0 and 1"
             )
-        if parts < 1 or (mask == "random" and parts * self.visible > self.positions):
+        if parts < 1 or (mask in ("random", "blocks") and parts * self.visible > self.positions):
             raise ValueError(f"{parts} sets of {self.visible} patches do not fit into {self.positions}")
         if rest_weight < 0:
             raise ValueError(f"rest_weight={rest_weight} is negative: choose 0 or more")
@@ -131,6 +140,7 @@ class HeatCompletion(Objective):
         # Times from a neighbour's to a few patches' reach; anisotropies from 1, where x and y are alike.
         start = torch.linspace(-1.2, 1.8, groups) if flow == "kernel" else torch.zeros(groups)
         self.log_flow = nn.Parameter(start)
+        self.raw_angle = nn.Parameter(torch.zeros(groups)) if flow == "correlated" else None
         self.painter = painter(channels, painter_width, 3 * self.patch**2)
         self.rest_weight = rest_weight
         self.from_rest: RestPainter | None = None
@@ -167,6 +177,9 @@ class HeatCompletion(Objective):
         """Row-major indices of visible (P B, n) and hidden patches (P B, N - n), new for each image."""
         if self.block:
             return random_blocks(len(images), self.grid, self.block, self.parts, images.device)
+        if self.mask == "blocks":
+            cells = self.visible // BLOCK_SIDE**2
+            return random_cells(len(images), self.grid, BLOCK_SIDE, cells, self.parts, images.device)
         if self.mask == "scales":
             return random_scales(len(images), self.grid, self.visible, self.parts, images.device)
         return random_parts(len(images), self.positions, self.visible, self.parts, images.device)
@@ -184,6 +197,8 @@ class HeatCompletion(Objective):
         flow = self.log_flow.exp()
         if self.flow == "kernel":
             return heat_kernel_weights(places(visible, self.grid), places(asked, self.grid), flow)
+        if self.raw_angle is not None:
+            flow = torch.polar(flow, LARGEST_ANGLE * self.raw_angle.tanh())
         return harmonic_weights(visible, asked, self.grid, flow)
 
     @torch.no_grad()

@@ -48,6 +48,36 @@ def random_blocks(
     return visible, order[:, : rows * columns - visible.shape[1]]
 
 
+def random_cells(
+    batch: int, grid: tuple[int, int], side: int, visible: int, parts: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Disjoint sets of several visible blocks each: cells of a coarser grid, as SimMIM masks (arXiv 2111.09886).
+
+    Args:
+        batch: number of images B.
+        grid: rows and columns, multiples of ``side``, N in all.
+        side: rows and columns of a block; 1 is :func:`random_parts`.
+        visible: blocks in each set, n = visible side^2 patches.
+        parts: sets P for each image, at most as many as there are blocks for.
+        device: of the result.
+
+    Returns:
+        visible (P B, n), block by block, and hidden (P B, N - n) in random order.
+    """
+    rows, columns = (length // side for length in grid)
+    chosen, rest = random_parts(batch, rows * columns, visible, parts, device)
+    inside = torch.arange(side, device=device)
+    inside = (inside[:, None] * grid[1] + inside).flatten()
+
+    def patches(cells: Tensor) -> Tensor:
+        corner = (cells // columns * grid[1] + cells % columns) * side
+        return (corner[..., None] + inside).flatten(1)
+
+    hidden = patches(rest)
+    order = torch.rand(hidden.shape, device=device).argsort(dim=1)
+    return patches(chosen), hidden.gather(1, order)
+
+
 def random_scales(
     batch: int, grid: tuple[int, int], visible: int, parts: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from heatssl.heat import (
+    CorrelatedLaplace,
     Transport,
     complete,
     coordinates,
@@ -190,3 +191,42 @@ def test_transport_turns_with_a_flip_and_a_transposition() -> None:
     moved = transport.from_rest(values, places)
     torch.testing.assert_close(flipped.from_rest(values, places * torch.tensor([-1.0, 1.0])), moved)
     torch.testing.assert_close(turned.from_rest(values, places.flip(2)), moved)
+
+
+def test_eigenvalues_of_s_solve_the_correlated_law_where_hidden(visible: Tensor) -> None:
+    """S a full matrix with complex eigenvalues: in its eigenbasis each channel is a problem of its own."""
+    generator = torch.Generator().manual_seed(1)
+    law = CorrelatedLaplace(4, boundary="replicate").double()
+    with torch.no_grad():
+        law.deviation.copy_(torch.randn(4, 4, generator=generator, dtype=torch.float64) / 2)
+    eigenvalues, basis = torch.linalg.eig(law.S)
+    assert (eigenvalues.imag.abs() > 0.1).any(), "channels turn into each other"
+    values = torch.randn(3, 9, 4, generator=generator, dtype=torch.float64)
+    own = values.to(basis.dtype) @ torch.linalg.inv(basis).T
+    filled = complete(
+        torch.cat([own.real, own.imag], dim=2), harmonic_weights(visible, every_position(3), GRID, eigenvalues)
+    )
+    field = torch.complex(*filled.chunk(2, dim=2)) @ basis.T
+    assert field.imag.abs().max() < 1e-12
+    torch.testing.assert_close(field.real.gather(1, visible[..., None].expand(-1, -1, 4)), values)
+    hidden = torch.ones(3, 35, dtype=torch.bool).scatter(1, visible, False).unflatten(1, GRID)
+    residual = law.residual(field.real.transpose(1, 2).unflatten(2, GRID))
+    assert residual[hidden].max() < 1e-20
+    assert residual[~hidden].max() > 0.01
+
+
+def test_complex_weights_of_real_anisotropies_are_the_real_ones(visible: Tensor) -> None:
+    strength = torch.tensor([0.3, 4.0])
+    values = torch.randn(3, 9, 8)
+    real = harmonic_weights(visible, every_position(3), GRID, strength)
+    same = harmonic_weights(visible, every_position(3), GRID, strength.to(torch.complex64))
+    assert same.dtype == torch.complex64
+    torch.testing.assert_close(complete(values, same), complete(values, real))
+
+
+def test_gradients_of_complex_anisotropies(visible: Tensor) -> None:
+    given = torch.tensor([0.7 + 0.9j, 1.9 - 2.0j], requires_grad=True, dtype=torch.complex128)
+    queried = every_position(3)[:, ::4]
+    assert torch.autograd.gradcheck(lambda s: harmonic_weights(visible, queried, GRID, s), given)
+    weights = harmonic_weights(visible, queried, GRID, given.detach())
+    torch.testing.assert_close(weights.sum(dim=3), torch.ones_like(weights[..., 0]))

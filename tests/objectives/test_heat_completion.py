@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from heatssl import objectives
 from heatssl.backbones import create_backbone
 from heatssl.errors import UserError
-from heatssl.objectives.masks import random_blocks, random_parts, random_scales
+from heatssl.objectives.masks import random_blocks, random_cells, random_parts, random_scales
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 CPU = torch.device("cpu")
@@ -53,9 +53,23 @@ def test_scales_are_patches_of_rectangles_of_any_size():
     assert first.min() > 0.003, "hidden patches come in random order"
 
 
-@pytest.mark.parametrize("flow", ["kernel", "steady"])
+def test_cells_are_several_blocks_and_those_of_an_image_do_not_overlap():
+    visible, hidden = random_cells(300, (4, 6), 2, visible=2, parts=3, device=CPU)
+    assert (visible.shape, hidden.shape) == ((900, 8), (900, 16))
+    assert torch.equal(torch.cat([visible, hidden], 1).sort(1).values, torch.arange(24).expand(900, -1))
+    blocks = visible.unflatten(1, (2, 4))
+    corner = blocks[..., :1]
+    assert torch.equal(blocks, corner + torch.tensor([0, 1, 6, 7]))
+    assert set(corner.flatten().tolist()) == {0, 2, 4, 12, 14, 16}
+    of_one_image = visible.unflatten(0, (3, 300)).transpose(0, 1).flatten(1)
+    assert all(len(set(row)) == 24 for row in of_one_image.tolist())
+    first = (hidden[:, 0][:, None] == torch.arange(24)).float().mean(0)
+    assert first.min() > 0.02, "hidden patches come in random order, not block by block"
+
+
+@pytest.mark.parametrize("flow", ["kernel", "steady", "correlated"])
 @pytest.mark.parametrize("transport", [True, False])
-@pytest.mark.parametrize("mask", ["random", "block", "scales"])
+@pytest.mark.parametrize("mask", ["random", "block", "blocks", "scales"])
 def test_hidden_pixels_reach_the_loss_only_as_target(flow, transport, mask):
     objective = tiny(flow=flow, transport=transport, mask=mask, target="plain").eval()
     images = torch.randn(4, 3, 32, 32)
@@ -72,6 +86,22 @@ def test_hidden_pixels_reach_the_loss_only_as_target(flow, transport, mask):
         assert torch.equal(shown[name], maps(changed)[name])
     assert torch.equal(shown["visible"], images * mask)
     assert shown["law_residual"].shape == (4, 4, 4)
+
+
+def test_a_correlated_flow_at_angle_zero_is_the_steady_one_and_learns_to_turn():
+    steady, correlated = tiny(flow="steady"), tiny(flow="correlated")
+    images = torch.randn(4, 3, 32, 32)
+    losses = []
+    for objective in (steady, correlated):
+        torch.manual_seed(3)
+        losses.append(objective(images).loss)
+    torch.testing.assert_close(*losses)
+    losses[1].backward()
+    assert correlated.raw_angle.grad.abs().min() > 0
+    with torch.no_grad():
+        correlated.raw_angle.fill_(20.0)
+        torch.manual_seed(3)
+        assert torch.isfinite(correlated(images).loss), "as near to a wave equation as it comes"
 
 
 def test_the_steady_field_obeys_laplace_in_its_frame_wherever_it_is_hidden():
@@ -157,6 +187,8 @@ def test_everything_learns():
         ({"visible_ratio": 0.0}, "choose a visible_ratio"),
         ({"predicted_ratio": 0.0}, "predicted_ratio"),
         ({"parts": 5}, "do not fit into 16"),
+        ({"parts": 5, "mask": "blocks"}, "do not fit into 16"),
+        ({"visible_ratio": 0.2, "mask": "blocks"}, "0 of 16 patches visible"),
         ({"groups": 5}, "groups"),
         ({"rest_law": "laplace"}, "commuting, table, mlp, free, copy"),
         ({"rest_weight": -1.0}, "0 or more"),
@@ -176,3 +208,9 @@ def test_a_convolutional_backbone_is_refused():
 def test_what_it_tells_of_its_pictures_is_what_there_is(weight):
     objective = tiny(rest_weight=weight)
     assert ("from_rest" in objective.maps(torch.randn(2, 3, 32, 32))) == ("mean" in objective.story.explanation)
+
+
+def test_blocks_that_do_not_tile_the_grid_are_named():
+    backbone = create_backbone("vit_tiny_patch16_224", 40, **TINY)
+    with pytest.raises(UserError, match=r"blocks of 2 x 2 do not tile \(5, 5\): choose mask=random"):
+        objectives.create({"name": "heat_completion", "mask": "blocks"}, backbone, 40)
