@@ -10,9 +10,10 @@ its minutes are those of the clock on the wall. Runs of B that share a GPU say s
 The minutes of A are those of two cores: a run of 10 gets 20 minutes of one thread, reading and cropping images
 included. Counted is the process's own time, not the clock on the wall, so that two of these scripts can run side by
 side and a busy machine changes nothing but how long it takes. Every run is measured for some steps first and then gets
-as many steps as fit, so that its schedule ends with the time. Accuracies are those of a held-out tenth of train, linear
-and kNN alone, unless --final asks for val. One row a run is added to benchmarks/results/objectives.jsonl; --table
-prints what stands there.
+as many steps as fit, so that its schedule ends with the time. With --on-the-way 8 kNN is looked at eight times, over
+4,000 images of train and 900 others of it; that takes time of its own, which is not counted. Accuracies are those of a
+held-out tenth of train, linear and kNN alone, unless --final asks for val. One row a run is added to
+benchmarks/results/objectives.jsonl; --table prints what stands there.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from heatssl.evaluation.results import commit, hardware
 RESULTS = Path(__file__).parent / "results" / "objectives.jsonl"
 CALIBRATION_STEPS = (4, 28)  # the difference leaves the start out
 GPU_STEPS = 60  # whose second half is counted
+LOOK = ["trainer.knn_train_size=4000", "trainer.knn_val_size=900"]
 CORES = 2  # whose minutes are meant
 HELD_OUT = 0.1
 UNITS = "patch_size: 8, embed_dim: 128, depth: 8, key_width: 32"  # two of them for each block
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder in which run folders stay")
     parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, help="all with --final, else linear and knn")
+    parser.add_argument("--on-the-way", type=int, default=0, metavar="LOOKS", help="at kNN, for a line over time")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu", help="cpu: A; gpu: B")
     parser.add_argument("--batch", type=int, default=512, help="images of a step of B, the same for all (%(default)s)")
     parser.add_argument("--side-by-side", type=int, default=1, help="runs that share the GPU, for the record")
@@ -141,11 +144,18 @@ def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> di
             )
         seconds_per_step = (seconds_on_gpu if on_gpu else seconds_of_core)(settings, run_folder)
         steps = max(CALIBRATION_STEPS[1], round(60 * (1 if on_gpu else CORES) * arguments.minutes / seconds_per_step))
-        measured = pretrain(settings, steps, run_folder)
+        looks = [f"trainer.knn_every={steps // arguments.on_the_way}", *LOOK] if arguments.on_the_way else []
+        measured = pretrain([*settings, *looks], steps, run_folder)
         batch = OmegaConf.load(run_folder / "config.yaml").trainer.batch_size
         for metric in arguments.metrics or (METRICS if arguments.final else ("linear", "knn")):
             command, *head = COMMANDS[metric]
             heatssl(command, [f"run={run_folder}", f"seed={seed}", "random_init=false", *head])
+        lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+        on_the_way = [
+            [round(line["step"] * seconds_per_step, 1), line["knn/accuracy"]]
+            for line in lines
+            if "knn/accuracy" in line
+        ]
         evaluation = json.loads((run_folder / "evaluation.json").read_text())["results"]
         pictures = np.load(run_folder / "pictures.npz")
         residual = float(pictures["law_residual"].mean()) if "law_residual" in pictures.files else None
@@ -165,6 +175,7 @@ def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> di
         "images_per_second" if on_gpu else "images_per_core_second": round(batch / seconds_per_step, 1),
         **({"side_by_side": arguments.side_by_side} if on_gpu else {}),
         **measured,
+        **({"knn_on_the_way": on_the_way} if on_the_way else {}),
         "hardware": hardware(torch.device("cuda" if on_gpu else "cpu")),
         "torch": torch.__version__,
         "commit": commit(),
@@ -247,18 +258,24 @@ def table(rows: list[dict[str, Any]]) -> str:
             [
                 "| benchmark | data | minutes | split | objective | encoder | settings",
                 *METRICS.values(),
-                "img/s of a core, or a GPU | RankMe | seeds |",
+                "images seen, thousands | img/s of a core, or a GPU | peak memory, MiB",
+                "RankMe | law residual | seeds |",
             ]
         ),
-        "|---" * (len(METRICS) + 10) + "|",
+        "|---" * (len(METRICS) + 13) + "|",
     ]
     for key, group in sorted(
         groups.items(), key=lambda item: (item[0][:4], -mean(row.get("linear", 0) for row in item[1]))
     ):
         figures = [spread([100 * row[metric] for row in group if metric in row]) for metric in METRICS]
         rate = mean(row.get("images_per_core_second") or row["images_per_second"] for row in group)
-        rank = mean(row["health/rankme"] for row in group)
-        cells = [*map(str, key), *figures, f"{rate:.0f}", f"{rank:.0f}", str(len(group))]
+        seen, memory, rank = (
+            mean(row[of] for row in group) for of in ("images_seen", "peak_memory_mib", "health/rankme")
+        )
+        residuals = [row["law_residual"] for row in group if row.get("law_residual") is not None]
+        residual = f"{mean(residuals):.1f}" if residuals else ""
+        about = [f"{seen / 1000:.0f}", f"{rate:.0f}", f"{memory:.0f}", f"{rank:.0f}", residual, str(len(group))]
+        cells = [*map(str, key), *figures, *about]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
