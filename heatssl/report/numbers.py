@@ -99,8 +99,12 @@ class Verdict:
 
 
 def verdict(comparisons: list[Comparison]) -> Verdict:
-    """The headline: the newest linear probe that has both sides, else another probe or kNN, else what can be said."""
-    complete = [comparison for comparison in comparisons if comparison.gain is not None]
+    """The headline: the newest linear probe that has both sides, else another probe or kNN, else what can be said.
+
+    What else was measured, a segmentation say, is the headline only where there is neither a probe nor kNN.
+    """
+    classified = [comparison for comparison in comparisons if comparison.metric in ORDER]
+    complete = [comparison for comparison in classified or comparisons if comparison.gain is not None]
     if not complete:
         return _incomplete(comparisons)
     headline = [comparison for comparison in complete if comparison.metric == complete[0].metric][-1]

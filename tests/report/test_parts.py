@@ -52,6 +52,14 @@ def test_results_of_different_protocols_are_never_compared(result: Make) -> None
     assert verdict(comparisons).meaning == "random weights were not evaluated"
 
 
+def test_a_probe_without_a_twin_is_the_headline_before_a_segmentation_with_one(result: Make) -> None:
+    of_pixels = [result("kNN segmentation", "pretrained", 0.7), result("kNN segmentation", "random_init", 0.5)]
+    assert verdict(compare(of_pixels)).figure.startswith("kNN segmentation 70.0")
+    with_probe = verdict(compare([*of_pixels, result("linear", "pretrained", 0.6)]))
+    assert with_probe.figure.startswith("Linear probe 60.0")
+    assert (with_probe.meaning, with_probe.tone) == ("random weights were not evaluated", "unknown")
+
+
 def test_the_newest_of_repeated_results_counts(result: Make) -> None:
     results = [
         result("knn", "pretrained", 0.1),

@@ -66,7 +66,7 @@ def test_a_complete_run_shows_every_section(full_run: Path) -> None:
 def test_other_heads_of_the_probe_stand_below_the_linear_one(full_run: Path, result: Make) -> None:
     file = full_run / "evaluation.json"
     more = [
-        result("attentive", weights, accuracy, protocol="one attending query")
+        result("attentive", weights, accuracy, protocol="one attending query", selected=f"layer of {weights}")
         for weights, accuracy in (("pretrained", 0.613), ("random_init", 0.402))
     ]
     file.write_text(json.dumps({"results": json.loads(file.read_text())["results"] + more}))
@@ -76,7 +76,7 @@ def test_other_heads_of_the_probe_stand_below_the_linear_one(full_run: Path, res
     assert page.text.index("linear probe 52.1") < row < page.text.index("kNN 41.7")
     assert "40.2" in page.text
     assert "+21.1" in page.text
-    assert "one attending query" in page.text
+    assert "one attending query; selected: layer of pretrained" in page.text
     assert "heatssl probe run=runs/demo_again head=attentive" in page.text
     assert "head=block" not in page.text
 
