@@ -1,7 +1,7 @@
 """Accuracy against time for every objective, for docs/recipe.md: python tools/objectives_chart.py [DESTINATION].
 
-Left, from benchmarks/results/trials.jsonl: kNN on the way and at the end of trials of equal length and optimiser.
-Then, from benchmarks/results/objectives.jsonl: linear probe over kNN of Benchmark A on Imagenette and on the scenes.
+From benchmarks/results/objectives.jsonl: kNN on the way of runs that looked at it; then linear probe over
+kNN of Benchmark A on Imagenette and on the scenes.
 """
 
 import json
@@ -17,36 +17,28 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-FRACTIONS = (0.125, 0.25, 0.5)  # of a trial, at which kNN was looked at on the way
-TRIALS = {"core_seconds": 300.0, "optimizer": "muon", "muon_rate": 0.01}
 EARLIER = ", 3/8 visible"  # the default of heat_jepa when most of its rows were made
-SHOWN = {  # trials by what they were, with the name in the chart
-    "heat_jepa, visible_ratio=0.375, crops=2, temperature=0.1": f"heat_jepa, transport{EARLIER}",
-    "heat_jepa, visible_ratio=0.375, crops=2, temperature=0.1, no law": f"heat_jepa{EARLIER}",
-    "heat_completion": "heat_completion",
-    "mae, decoder of 1 block, 128 wide, batch 64": "mae, light decoder",
-    "simclr": "simclr",
-}
-
-
+RATE = ", rate 4e-3"
 PLAIN = "objective.target=plain"
 NAMES_OF_DATA = {"imagenette": "Imagenette", "shapes": "the scenes"}
-# One colour for each objective in both charts; those that are in the right one only come after the others.
-NAMES = [name.removesuffix(EARLIER) for name in SHOWN.values()]
-RATE = ", rate 4e-3"
+NAMES = ["heat_jepa, transport", "heat_jepa", "heat_completion", "mae, light decoder", "simclr"]
 NAMES += ["simmim", "lejepa", "qb_heat", "mae, light decoder, normalised", "finola"]
 COLOURS = dict(zip(NAMES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
 
 
 def on_the_way(axis: Axes) -> None:
-    """Online kNN over the processor's seconds, one line for each objective."""
-    for row in rows("trials.jsonl"):
-        if row["what"] in SHOWN and all(row[key] == value for key, value in TRIALS.items()):
-            seconds = [fraction * row["core_seconds"] for fraction in (*FRACTIONS, 1.0)]
-            accuracy = [knn for _, knn in row["knn_on_the_way"]] + [row["knn"]]
-            name = SHOWN[row["what"]]
-            axis.plot(seconds, accuracy, marker=".", label=name, color=COLOURS[name.removesuffix(EARLIER)])
-    axis.set(title="kNN on the way, one seed each", xlabel="seconds of one core", ylabel="%")
+    """Online kNN over the processor's time, one line for each objective."""
+    lines = {
+        row["objective"]: row["knn_on_the_way"]
+        for row in rows("objectives.jsonl")
+        if row.get("knn_on_the_way") and (row["data"], row["minutes"]) == ("imagenette", 2.5)
+        if "optimizer.learning_rate=4e-3" in row["settings"]
+    }
+    for objective in sorted(lines, key=lambda name: -lines[name][-1][1]):
+        seconds, accuracy = zip(*lines[objective], strict=True)
+        minutes = [each / 60 for each in seconds]
+        axis.plot(minutes, [100 * each for each in accuracy], marker=".", label=objective, color=COLOURS[objective])
+    axis.set(title="Imagenette on the way, rate 4e-3, one seed", xlabel="minutes of one core", ylabel="kNN, %")
     axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
