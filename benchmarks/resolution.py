@@ -6,12 +6,14 @@ python benchmarks/resolution.py --labels gau_relu2 vit --root imagenette96.tar  
 A classifier of the features of train at the size of training (a linear probe and kNN; with labels the model's own
 head) meets other images at every size: a held-out tenth of train, or val with --final, once for a figure that is
 reported. Nothing is trained again; positions and the normaliser are switched, the position table of timm's ViT is
-interpolated. A window is as long as offsets in training, one less than a side of what was encoded.
+interpolated. A window is as long as offsets in training, one less than a side of what was encoded. "Centred" is the
+same after the difference has been taken off that the size makes to the mean of 500 images of train, without labels.
 Each row is added to benchmarks/results/resolution.jsonl; --table prints what stands there.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -32,7 +34,7 @@ from heatssl.backbones import (
 )
 from heatssl.config import DataConfig
 from heatssl.config_file import load_config
-from heatssl.data import augment, normalise, open_split, train_loader
+from heatssl.data import augment, balanced_subset, normalise, open_split, train_loader
 from heatssl.evaluation import extract_features, knn_accuracy, linear_probe
 from heatssl.evaluation.results import commit, hardware
 from heatssl.export import load_backbone
@@ -40,6 +42,7 @@ from heatssl.export import load_backbone
 RESULTS = Path(__file__).parent / "results" / "resolution.jsonl"
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SIZE, PATCH = 64, 8
+UNLABELLED = 500  # images of train whose mean tells what a size does to all
 GAU = {"patch_size": 8, "embed_dim": 128, "depth": 8, "key_width": 32, "dynamic_img_size": True}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
@@ -61,6 +64,8 @@ def main() -> None:
     parser.add_argument("--crop-scale", nargs=2, type=float, default=[0.2, 1.0], help="with --labels: of the area")
     parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
     parser.add_argument("--scales", nargs="+", type=float, default=list(SCALES))
+    parser.add_argument("--ways", nargs="+", help="of positions; all without")
+    parser.add_argument("--window", type=float, help="of rerope and leaky_rerope, in patches; without: as above")
     parser.add_argument("--images", type=int, default=1000, help="at most, the same at every size")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
@@ -77,13 +82,13 @@ def main() -> None:
             if not (arguments.final or config.data.held_out):
                 raise SystemExit(f"{run} has seen all of train: pretrain with data.held_out=0.1, or --final for val")
             data = dataclasses.replace(config.data, held_out=0.0) if arguments.final else config.data
-            keep(measure(backbone, None, data, described, reach=SIZE // PATCH // 2 - 1, arguments=arguments))
+            keep(measure(backbone, None, data, described, reach=SIZE / PATCH / 2 - 1, arguments=arguments))
         for name in arguments.labels:
             data = DataConfig("tar", arguments.root, SIZE, arguments.crop_scale, workers=0)
             data = data if arguments.final else dataclasses.replace(data, held_out=0.1)
             backbone, head = train_with_labels(name, data, arguments)
             described = {"model": described_model(*BACKBONES[name]), "trained": "labels", "seed": arguments.seed}
-            keep(measure(backbone, head, data, described, reach=SIZE // PATCH - 1, arguments=arguments))
+            keep(measure(backbone, head, data, described, reach=SIZE / PATCH - 1, arguments=arguments))
     print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
 
 
@@ -109,29 +114,41 @@ def measure(
     head: nn.Module | None,
     data: DataConfig,
     described: dict[str, Any],
-    reach: int,
+    reach: float,
     arguments: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
     """One row for each way to meet larger images and each size."""
     train, val = open_split(data, "train"), open_split(dataclasses.replace(data, val_size=arguments.images), "val")
     train_x, train_y = extract_features(backbone, train, data)
     centre, spread = train_x.mean(dim=0), train_x.std(dim=0) + 1e-6
-    described |= {"crop_scale": list(data.crop_scale), "split": "val" if arguments.final else "held-out"}
+    unlabelled = balanced_subset(train, UNLABELLED)
+    mean_here = extract_features(backbone, unlabelled, data)[0].mean(dim=0)
+    reach = reach if arguments.window is None else arguments.window
+    described |= {
+        "window": reach,
+        "crop_scale": list(data.crop_scale),
+        "split": "val" if arguments.final else "held-out",
+    }
     probe = None
-    for way, scale in ((way, scale) for way in ways(backbone) for scale in arguments.scales):
+    for way, scale in itertools.product(arguments.ways or ways(backbone), arguments.scales):
         switch(backbone, way, scale, reach)
         there = dataclasses.replace(data, image_size=round(SIZE * scale))
-        val_x, val_y = extract_features(backbone, val, there, batch_size=max(8, round(256 / scale**3)))
+        batch_size = max(8, round(256 / scale**3))
+        val_x, val_y = extract_features(backbone, val, there, batch_size=batch_size)
+        mean_there = extract_features(backbone, unlabelled, there, batch_size=batch_size)[0].mean(dim=0)
+        read = {"": val_x, ", centred": val_x - mean_there + mean_here}
         row = described | {"way": way, "scale": scale, "images": len(val_y)}
         if head is None:
             if probe is None:
                 probe = linear_probe(train_x, train_y, val_x, val_y).probe
-            row["linear"] = (probe.logits(val_x).argmax(dim=1) == val_y).float().mean().item()
-            bank, asked = ((x - centre) / spread for x in (train_x, val_x))
-            row["knn"] = knn_accuracy(bank, train_y, asked, val_y)
+            for mark, features in read.items():
+                row["linear" + mark] = (probe.logits(features).argmax(dim=1) == val_y).float().mean().item()
+                bank, asked = ((x - centre) / spread for x in (train_x, features))
+                row["knn" + mark] = knn_accuracy(bank, train_y, asked, val_y)
         else:
             with torch.no_grad():
-                row["head"] = (head(val_x).argmax(dim=1) == val_y).float().mean().item()
+                for mark, features in read.items():
+                    row["head" + mark] = (head(features).argmax(dim=1) == val_y).float().mean().item()
         yield row | {"hardware": hardware(torch.device("cpu")), "commit": commit()}
 
 
@@ -144,13 +161,13 @@ def ways(backbone: nn.Module) -> list[str]:
     return [position + factor for factor in factors for position in positions]
 
 
-def switch(backbone: nn.Module, way: str, scale: float, reach: int) -> None:
+def switch(backbone: nn.Module, way: str, scale: float, reach: float) -> None:
     """Set a trained model up for images that are ``scale`` times as large."""
     if way == "interpolated positions":
         return
     kind, _, factor = way.partition(" + ")
     larger = max(1.0, scale)
-    set_positions(backbone, PositionSettings(kind, scale=larger, window=float(reach)))
+    set_positions(backbone, PositionSettings(kind, scale=larger, window=reach))
     settings: NormaliserSettings = backbone.normaliser.settings  # type: ignore[union-attr, assignment]
     set_normaliser(backbone, dataclasses.replace(settings, log_n_at_test=bool(factor)))
 
@@ -181,7 +198,7 @@ def train_with_labels(name: str, data: DataConfig, arguments: argparse.Namespace
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: one line for each model and way, the sizes across; mean over seeds."""
-    measures = ("linear", "knn", "head")
+    measures = [name + mark for name in ("linear", "knn", "head") for mark in ("", ", centred")]
     groups: dict[tuple[str, ...], dict[float, list[float]]] = {}
     for row in rows:
         for measured in measures:
