@@ -99,6 +99,7 @@ class EvaluationConfig:
 
     run: str = "runs/pretrain"  # run folder, RUN/best, timm:NAME, hf-hub:USER/NAME, FILE.safetensors or FILE?NAME
     data: DataConfig | None = None  # null: the data the run was trained on
+    image_size: int | None = None  # pixels of a side; null: as in training
     seed: int = 0
     batch_size: int = 256
     workers: int = 2
@@ -206,6 +207,7 @@ class EvaluateConfig:
     sources: list[str] = field(default_factory=list)  # as run= of knn: run folders, timm:NAME, FILE?NAME, ...
     suite: str = "quick"  # knn and the linear probe; full: few labels, heads and, where there are masks, segmentation
     data: DataConfig | None = None  # null: of each run its own
+    image_size: int | None = None  # pixels of a side; null: of each as in its training
     seeds: list[int] = field(default_factory=lambda: [0])  # of the probes; several show their spread
     ignore: list[int] = field(default_factory=list)  # full: values of masks that count nowhere, as segment does
     fresh: bool = False  # measure again what stands in evaluation.json of the run or of the output already

@@ -11,6 +11,7 @@ _OF_TRAINING = {
     "data.flip": "it flips no image at random",
     "data.colour_jitter": "it changes no colours",
     "data.grey": "it changes no colours",
+    "data.image_size": "set image_size instead",
     "data.mean": "weights come with their normalisation",
     "data.std": "weights come with their normalisation",
     "data.workers": "set workers instead",

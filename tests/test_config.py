@@ -86,8 +86,8 @@ def test_demo_is_the_demo_recipe() -> None:
 
 def test_evaluation_uses_the_images_of_the_run_unless_others_are_named() -> None:
     assert compose("probe", []).data is None
-    other = compose("probe", ["data=folder", "data.root=/images", "data.image_size=96"]).data
-    assert (other.name, other.root, other.image_size) == ("folder", "/images", 96)
+    other = compose("probe", ["data=folder", "data.root=/images", "data.val_size=96"]).data
+    assert (other.name, other.root, other.val_size) == ("folder", "/images", 96)
 
 
 def test_images_are_not_given_in_braces_to_an_evaluation() -> None:

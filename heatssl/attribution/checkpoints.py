@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from heatssl.errors import UserError
-from heatssl.evaluation.source import Source
+from heatssl.evaluation.source import Source, fit_images
 from heatssl.export import is_run, kept_backbones, load_backbone, run_folder
 
 
@@ -29,4 +29,5 @@ def at_each_step(source: Source, kept: dict[int, Path]) -> Iterator[Source]:
     """The source with the weights of each step, one after the other."""
     for path in kept.values():
         backbone, info = load_backbone(path)
+        info = fit_images(backbone, info, source.info.image_size)
         yield replace(source, backbone=backbone.to(source.device).eval(), info=info)

@@ -98,7 +98,8 @@ def run_attribute(config: AttributeConfig) -> Path:
         _list_maps(folder / "attribution.json", "maps", maps)
     seen, step = (pictures.images, pictures.names, config.batch_size), source.info.step
     write_features(folder / "features.npz", source.backbone, *seen, source=source.origin, step=step)
-    run = Path(config.run) if source.kind == "last" else None  # the objective that a run keeps is that of the end
+    # The objective that a run keeps is that of the end, and of images as in training.
+    run = Path(config.run) if source.kind == "last" and not source.resized else None
     write_extrapolation(folder / "extrapolation.npz", run, *seen)
     of_any_step = {name: value for name, value in of_source.items() if name != "law"}  # a run keeps the last one only
     steps = [

@@ -10,6 +10,7 @@ from heatssl.backbones.encode import (
 )
 from heatssl.backbones.fields import as_field, is_token_model
 from heatssl.backbones.geometry import Geometry, geometry
+from heatssl.backbones.input_size import set_input_size
 from heatssl.backbones.mask_token import embedding_width, encode_masked
 from heatssl.backbones.normalisers import NormaliserSettings
 from heatssl.backbones.patch_embedding import cut_patches
@@ -34,6 +35,7 @@ __all__ = [
     "is_token_model",
     "patches_shown",
     "pooled_features",
+    "set_input_size",
     "set_normaliser",
     "set_positions",
 ]

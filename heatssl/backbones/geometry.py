@@ -35,6 +35,21 @@ class Geometry:
         return self.rows // 2, self.columns // 2
 
 
+def check_whole_patches(backbone: nn.Module, image_size: int, setting: str) -> None:
+    """Where a backbone cuts images into patches, they must fit.
+
+    Raises:
+        UserError: naming the setting, and sizes that would do.
+    """
+    patch = patch_sides(backbone)
+    if patch is not None and (image_size < patch[0] or image_size % patch[0]):
+        lower = max(image_size, 0) // patch[0] * patch[0]
+        raise UserError(
+            f"{setting}={image_size} is not a whole number of {patch[0]}-pixel patches: "
+            f"use {lower or patch[0]} or {lower + patch[0]}"
+        )
+
+
 def geometry(backbone: nn.Module, image_size: int) -> Geometry:
     """Read the grid from the model, where necessary by running it on one empty image.
 
@@ -45,13 +60,7 @@ def geometry(backbone: nn.Module, image_size: int) -> Geometry:
     Raises:
         UserError: when the image is not a whole number of patches.
     """
-    patch = patch_sides(backbone)
-    if patch is not None and image_size % patch[0]:
-        lower = image_size // patch[0] * patch[0]
-        raise UserError(
-            f"data.image_size={image_size} is not a whole number of {patch[0]}-pixel patches: "
-            f"use {lower or patch[0]} or {lower + patch[0]}"
-        )
+    check_whole_patches(backbone, image_size, "data.image_size")
     from heatssl.backbones.encode import feature_map
 
     parameter = next(backbone.parameters())

@@ -104,9 +104,11 @@ def _check_settings(config: FinetuneConfig) -> None:
 
 
 def _with_drop_path(backbone: nn.Module, source: Source, rate: float) -> nn.Module:
-    """The same weights in a model that leaves layers out at random."""
-    arguments = source.info.arguments | {"drop_path_rate": rate}  # whatever it was pretrained with
-    if not rate and "drop_path_rate" not in source.info.arguments:
+    """The same weights in a model that leaves layers out at random, and that is made for the size of the images."""
+    arguments = dict(source.info.arguments)
+    if rate or "drop_path_rate" in arguments:
+        arguments["drop_path_rate"] = rate  # whatever it was pretrained with
+    elif not source.resized:
         return backbone
     try:
         model = create_backbone(source.info.name, source.info.image_size, **arguments)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heatssl.backbones import create_backbone
+from heatssl.backbones import create_backbone, set_input_size
 from heatssl.config import DataConfig, EvaluationConfig, FinetuneConfig, SegmentConfig
 from heatssl.config_file import load_config
 from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
@@ -26,7 +26,7 @@ from heatssl.export import BackboneInfo, is_run, load_backbone, run_folder
 
 LONGEST_MARK = 80  # letters of a source outside a run that go into the name of a file
 # Settings that leave a number as it is, or that a key names in a better way.
-KEEPS_NUMBER = frozenset({"run", "data", "workers", "accelerator", "output", "cache", "random_init"})
+KEEPS_NUMBER = frozenset({"run", "data", "image_size", "workers", "accelerator", "output", "cache", "random_init"})
 # Settings that came later: as they are by default, a number has the key that it had before.
 LATER: tuple[tuple[str, Any], ...] = (("layers", []), ("pooling", ["mean"]), ("pooling", "mean"))
 
@@ -38,11 +38,12 @@ class Source:
     name: str  # as the user wrote it
     backbone: nn.Module
     info: BackboneInfo
-    data: DataConfig  # of the size and normalisation that the backbone was trained with
+    data: DataConfig  # of the normalisation that the backbone was trained with, and of the size unless told otherwise
     device: torch.device
     output: Path
     cache: bool = True  # whether features are kept on disk
     checkpoints: list[Checkpoint] = field(default_factory=list)  # of what was trained for results yet to be kept
+    resized: bool = False  # whether images are of another size than in training
 
     @cached_property
     def splits(self) -> dict[Split, ImageData]:
@@ -135,10 +136,12 @@ class Source:
         """Start of the names of files that belong to these weights alone.
 
         "" for the last of the run whose folder they lie in, ``best_`` for its best; made of the name for all others.
+        Then the size of the images, ``128px_``, where that is another than in training.
         """
+        size = f"{self.info.image_size}px_" if self.resized else ""
         if self.origin == "last":
-            return ""
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.origin)[-LONGEST_MARK:].strip("_.") + "_"
+            return size
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.origin)[-LONGEST_MARK:].strip("_.") + "_" + size
 
     @property
     def probe_file(self) -> Path:
@@ -194,6 +197,8 @@ def open_source(
     processes.join()
     # By the seed: each process of torchrun builds its own, and the next command looks for the features of this one.
     backbone, info = load_backbone(config.run, seed=config.seed)
+    trained_size = info.image_size
+    info = fit_images(backbone, info, config.image_size)
     folder = run_folder(config.run) if is_run(config.run) else None
     data = config.data
     if data is None and folder is None and not needs_data:
@@ -208,7 +213,20 @@ def open_source(
         output = Path("runs") / info.name.replace("/", "_").replace(":", "_")
     if output is None:
         raise UserError(f"{config.run} has no folder for results: give one with output=FOLDER")
-    return Source(config.run, backbone, info, data, choose_device(config.accelerator), output, cache)
+    device, resized = choose_device(config.accelerator), info.image_size != trained_size
+    return Source(config.run, backbone, info, data, device, output, cache, resized=resized)
+
+
+def fit_images(backbone: nn.Module, info: BackboneInfo, image_size: int | None) -> BackboneInfo:
+    """Let a backbone see images of a size, None: of its own; what is known of it then.
+
+    Raises:
+        UserError: as of :func:`heatssl.backbones.set_input_size`.
+    """
+    if image_size in (None, info.image_size):
+        return info
+    set_input_size(backbone, image_size)
+    return dataclasses.replace(info, image_size=image_size)
 
 
 def shown_to(info: BackboneInfo, data: DataConfig) -> DataConfig:

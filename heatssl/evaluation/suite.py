@@ -179,6 +179,7 @@ def _open(name: str, config: EvaluateConfig) -> Source:
     settings = EvaluationConfig(
         run=name,
         data=config.data,
+        image_size=config.image_size,
         seed=min(config.seeds),
         batch_size=config.batch_size,
         workers=config.workers,

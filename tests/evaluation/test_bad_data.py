@@ -164,6 +164,7 @@ OF_TRAINING = [
     "data.colour_jitter=1",
     "data.grey=1",
     "data.workers=0",
+    "data.image_size=32",
 ]
 
 
@@ -172,7 +173,7 @@ OF_TRAINING = [
 )
 def test_settings_of_images_that_only_training_looks_at(command: str) -> None:
     used = ["data.flip=false"] if command == "finetune" else []
-    words = ["data=shapes", "data.image_size=32", "data.val_size=9", "data.bad_fraction=0.5", *used]
+    words = ["data=shapes", "data.val_size=9", "data.bad_fraction=0.5", *used]
     data = compose(command, words).data
     assert (data.val_size, data.flip) == (9, not used)
     for word in OF_TRAINING:
