@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--scores", nargs="+", default=["all"])
     parser.add_argument("--target", default="self")
     parser.add_argument("--images", type=int, default=None, help="of the split; all without")
+    parser.add_argument("--image-size", type=int, help="pixels of a side; without: as in training")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--twin", type=int, help="random weights of this seed in the place of the run's")
@@ -59,11 +60,14 @@ def main() -> None:
                 split=arguments.split,
                 score_count=arguments.images,
                 batch_size=arguments.batch_size,
+                image_size=arguments.image_size,
                 seed=arguments.seed,
                 workers=0,
                 output=None if is_run(run) else "runs/attribution_scores",
             )
             name = Path(run).name if is_run(run) else run
+            if arguments.image_size:
+                name += f", {arguments.image_size} px"
             if arguments.twin is not None:
                 name += f", random weights {arguments.twin}"
             with RESULTS.open("a") as file:

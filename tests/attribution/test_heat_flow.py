@@ -102,8 +102,39 @@ def test_any_method_is_a_base(small_vit: Create, images: Tensor, base: str) -> N
     found = attribute(model, images, "heat_flow", normalize=False, size="map", base=base, **options)
     scale = 64 if base == "integrated_gradients" else 1  # the mean over a patch of 8 x 8 pixels, not the sum
     field = feature_map(model, images).detach()
-    expected = steady_state(source / scale, affinity(field, 2.0, 8.0), 64.0, 0.1)
+    finer = field.shape[2] * field.shape[3] / 64
+    expected = steady_state(source / scale, affinity(field, 2.0, 8.0 * finer**2), 64.0 * finer, 0.1 * finer**-0.5)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+class Blobs(nn.Module):
+    """A final map that says whether a position lies in an object, and which of two; as many positions as asked for."""
+
+    num_features, num_classes = 3, 0
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        row, column = torch.meshgrid(*[(torch.arange(self.side) + 0.5) / self.side] * 2, indexing="ij")
+        left = (row - 0.4).square() + (column - 0.35).square() < 0.05
+        right = (row - 0.6).square() + (column - 0.8).square() < 0.02
+        field = torch.stack([left, right, ~(left | right)]).float()
+        return self.weight * field.expand(len(images), -1, -1, -1)
+
+
+def test_a_finer_grid_gives_the_same_map_of_the_image() -> None:
+    def at(side: int, unscaled: bool = False) -> Tensor:
+        finer = side**2 / 64 if unscaled else 1.0
+        numbers = {"conductivity": 64 / finer, "neighbours": 8 / finer**2, "border": 0.1 * finer**0.5}
+        found = attribute(Blobs(side), torch.zeros(1, 3, 96, 96), "heat_flow:uniform", size="map", **numbers)
+        return torch.nn.functional.adaptive_avg_pool2d(found, 8)
+
+    for side, bound in ((16, 0.04), (24, 0.02)):  # of maps whose largest value is 1
+        assert (at(side) - at(32)).abs().mean() < bound
+        assert (at(side, unscaled=True) - at(32, unscaled=True)).abs().mean() > 2 * bound
 
 
 def test_an_unknown_base_is_answered_with_the_nearest(small_vit: Create, images: Tensor) -> None:

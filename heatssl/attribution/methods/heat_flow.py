@@ -14,6 +14,7 @@ from heatssl.attribution.layers import fields
 from heatssl.attribution.targets import Target
 from heatssl.errors import UserError
 
+POSITIONS = 64  # of the grid, 8 x 8, that the numbers are stated for
 UNIFORM = "uniform"  # in the place of a base method: the same heat everywhere
 
 
@@ -39,6 +40,10 @@ def heat_flow(
     of two positions is max(0, cosine)^sharpness of their final features, the mean over the image taken off, and counts
     1 + ``neighbours`` times where one lies beside the other.
 
+    lambda, ``neighbours`` and b are stated for a grid of 64 positions. On f times as many they are f, f^2 and f^(-1/2)
+    times as large, and a finer grid solves the same equation of the image: its second difference takes f times the
+    weight, beside a sum over f times the positions that are alike, and f^(1/2) times as many touch the border.
+
     Background touches the border, or is like what does, and loses its heat there; an object keeps it. With the base
     ``uniform`` the source is the same everywhere: what is left says what hangs together and is cut off from the border,
     whatever the target. It is the time that a random walk takes to leave the image, as in saliency by absorbing Markov
@@ -53,10 +58,11 @@ def heat_flow(
         images: normalised (B, 3, H, W).
         target: what the base method explains.
         base: the method whose map is the source, or ``uniform``.
-        conductivity: lambda >= 0; 0 returns the source.
+        conductivity: lambda >= 0, for 64 positions; 0 returns the source.
         sharpness: exponent of the affinity.
-        neighbours: >= 0, what being beside each other adds to an affinity, as a multiple of it.
-        border: b >= 0, how well heat leaves through a side, as a share of all ways inside; 0: it does not.
+        neighbours: >= 0, what being beside each other adds to an affinity, as a multiple of it, for 64 positions.
+        border: b >= 0, how well heat leaves through a side, as a share of all ways inside, for 64 positions; 0: it
+            does not.
         source: maps of ``base`` (B, h, w) that are there already; None: they are made.
         chunk: images per forward pass and per factorisation of (n, n) matrices, n positions.
         **options: of the base method.
@@ -76,7 +82,9 @@ def heat_flow(
     maps = []
     for field, part in zip(fields(model, images, None, chunk), source.detach().float().split(chunk), strict=True):
         on_grid = F.adaptive_avg_pool2d(part[:, None], (field.shape[2], field.shape[3]))[:, 0].abs()
-        maps.append(steady_state(on_grid, affinity(field, sharpness, neighbours), conductivity, border))
+        finer = on_grid[0].numel() / POSITIONS
+        weights = affinity(field, sharpness, neighbours * finer**2)
+        maps.append(steady_state(on_grid, weights, conductivity * finer, border * finer**-0.5))
     return Attribution(torch.cat(maps))
 
 
