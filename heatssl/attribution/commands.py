@@ -166,7 +166,7 @@ def _write_maps(
                 source.info.step,
                 file,
                 errors[index],
-                options=changed,
+                options=", ".join(filter(None, [changed, source.size])),
             )
         )
     return entries

@@ -144,7 +144,8 @@ def measure_scores(
         if known:
             masks = images.masks if SCORES[name].masks else ""
             changed = "" if method == CENTRE else options_text(method, options[method])
-            rows.append(_row(method, name, known, seconds[method], about | {"masks": masks, "options": changed}))
+            told = ", ".join(filter(None, [changed, source.size]))
+            rows.append(_row(method, name, known, seconds[method], about | {"masks": masks, "options": told}))
     for name in set(config.scores) & set(names) - {row.score for row in rows}:
         log.warning("no map has the score %s: it is left out of the table", name)
     return rows, per_image

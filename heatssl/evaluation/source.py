@@ -132,13 +132,18 @@ class Source:
         return "held-out" if self.data.held_out else "val"
 
     @property
+    def size(self) -> str:
+        """Of the images, ``128 px``, where it is another than in training; else ""."""
+        return f"{self.info.image_size} px" if self.resized else ""
+
+    @property
     def mark(self) -> str:
         """Start of the names of files that belong to these weights alone.
 
         "" for the last of the run whose folder they lie in, ``best_`` for its best; made of the name for all others.
         Then the size of the images, ``128px_``, where that is another than in training.
         """
-        size = f"{self.info.image_size}px_" if self.resized else ""
+        size = self.size.replace(" ", "") + "_" if self.size else ""
         if self.origin == "last":
             return size
         return re.sub(r"[^A-Za-z0-9.-]+", "_", self.origin)[-LONGEST_MARK:].strip("_.") + "_" + size

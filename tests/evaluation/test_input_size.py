@@ -77,8 +77,22 @@ def test_heatmaps_of_larger_images_have_more_positions_and_lie_beside_the_others
     maps = json.loads((run / "attribution" / "attribution.json").read_text())["maps"]
     shapes = [np.load((run / entry["file"]).with_suffix(".npy")).shape for entry in maps]
     assert shapes == [(4, 4), (8, 8)]
+    assert [entry["options"] for entry in maps] == ["", "64 px"], "what the pages tell columns apart by"
     capsys.readouterr()
     assert main(["attribute", *words, "target=probe", "image_size=64"]) == 2, "there is no probe of that size"
+
+
+def test_scores_of_larger_images_stand_beside_the_others(run: Path) -> None:
+    words = [f"run={run}", "workers=0", "count=1", "methods=[gradcam]", "scores=[energy]", "score_count=4"]
+    for more in ([], ["image_size=64"]):
+        assert main(["attribute", *words, *more]) == 0
+    rows = json.loads((run / "attribution" / "scores.json").read_text())["scores"]
+    assert [(row["method"], row["options"]) for row in rows] == [
+        ("gradcam", ""),
+        ("centre", ""),
+        ("gradcam", "64 px"),
+        ("centre", "64 px"),
+    ]
 
 
 def test_a_table_of_several_is_of_one_size(run: Path, tmp_path: Path, write_run: Callable[..., Path]) -> None:
