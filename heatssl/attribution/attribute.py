@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from heatssl.attribution import methods
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.targets import TargetLike, make_target
-from heatssl.backbones import feature_map
+from heatssl.backbones import evaluation_mode, feature_map
 from heatssl.errors import UserError
-from heatssl.evaluation import LinearProbe, evaluation_mode
+from heatssl.evaluation import LinearProbe
 
 Method = Callable[..., Attribution]
 

@@ -11,8 +11,9 @@ from heatssl.attribution import scores as of_maps
 from heatssl.attribution.attribute import enlarge, explain, to_unit
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.targets import Target, TargetLike, make_target
+from heatssl.backbones import evaluation_mode
 from heatssl.errors import UserError, did_you_mean
-from heatssl.evaluation import LinearProbe, evaluation_mode
+from heatssl.evaluation import LinearProbe
 
 CENTRE = "centre"  # a control in the place of a method: a map that is bright in the middle of every image
 

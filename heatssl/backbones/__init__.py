@@ -12,6 +12,7 @@ from heatssl.backbones.fields import as_field, is_token_model
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.input_size import set_input_size
 from heatssl.backbones.mask_token import embedding_width, encode_masked
+from heatssl.backbones.modes import evaluation_mode
 from heatssl.backbones.normalisers import NormaliserSettings
 from heatssl.backbones.patch_embedding import cut_patches
 from heatssl.backbones.positions import PositionSettings
@@ -29,6 +30,7 @@ __all__ = [
     "encode_block",
     "encode_masked",
     "encode_visible",
+    "evaluation_mode",
     "fade_in",
     "feature_map",
     "geometry",

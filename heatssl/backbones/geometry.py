@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from heatssl.backbones.fields import patch_sides
+from heatssl.backbones.modes import evaluation_mode
 from heatssl.errors import UserError
 
 
@@ -64,12 +65,9 @@ def geometry(backbone: nn.Module, image_size: int) -> Geometry:
     from heatssl.backbones.encode import feature_map
 
     parameter = next(backbone.parameters())
-    was_training = backbone.training
-    backbone.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(backbone):
         blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
         channels, rows, columns = feature_map(backbone, blank).shape[1:]
-    backbone.train(was_training)
     if image_size % rows:
         # A padded convolution rounds its map up: then a quarter of the map is no quarter of the image.
         raise UserError(

@@ -5,6 +5,7 @@ from torch import nn
 
 from heatssl.backbones.encode import feature_map
 from heatssl.backbones.geometry import check_whole_patches
+from heatssl.backbones.modes import evaluation_mode
 from heatssl.errors import UserError
 
 
@@ -22,17 +23,15 @@ def set_input_size(backbone: nn.Module, image_size: int) -> None:
         UserError: on a size that is not a whole number of patches, or that the model cannot take.
     """
     check_whole_patches(backbone, image_size, "image_size")
-    parameter, was_training = next(backbone.parameters()), backbone.training
+    parameter = next(backbone.parameters())
     blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     try:
         if hasattr(backbone, "set_input_size"):
             backbone.set_input_size(image_size)  # type: ignore[operator]
-        with torch.no_grad():
-            feature_map(backbone.eval(), blank)
+        with torch.no_grad(), evaluation_mode(backbone):
+            feature_map(backbone, blank)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{type(backbone).__name__} cannot see images of {image_size} pixels ({reason}): leave image_size out"
         ) from error
-    finally:
-        backbone.train(was_training)

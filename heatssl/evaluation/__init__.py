@@ -6,7 +6,7 @@ from heatssl.evaluation.commands import run_knn, run_probe
 from heatssl.evaluation.detect import run_detect
 from heatssl.evaluation.detection import find_boxes, train_detector
 from heatssl.evaluation.detector import Detector
-from heatssl.evaluation.features import evaluation_mode, extract_features, extract_maps
+from heatssl.evaluation.features import extract_features, extract_maps
 from heatssl.evaluation.finetune import run_finetune
 from heatssl.evaluation.knn import knn_accuracy
 from heatssl.evaluation.linear import LinearProbe, load_probe, save_probe
@@ -27,7 +27,6 @@ __all__ = [
     "TokenProbe",
     "TokenProbeResult",
     "average_precision",
-    "evaluation_mode",
     "extract_features",
     "extract_maps",
     "find_boxes",

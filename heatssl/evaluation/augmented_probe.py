@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from timm.optim import Lars
 from torch import Tensor, nn
 
-from heatssl.backbones import pooled_features
+from heatssl.backbones import evaluation_mode, pooled_features
 from heatssl.config import ProbeConfig
 from heatssl.data import ImageData, Subset
 from heatssl.errors import UserError
 from heatssl.evaluation.checks import check_grid
-from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.held_out import stratified_split
 from heatssl.evaluation.linear import LinearProbe, accuracy_and_loss, save_probe
 from heatssl.evaluation.measure import Accuracy, backbones_of, result_of

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heatssl.backbones import feature_map, pooled_features
+from heatssl.backbones import evaluation_mode, feature_map, pooled_features
 from heatssl.config import DataConfig, HealthConfig
 from heatssl.data import BadFiles, eval_loader, normalise, open_split
 from heatssl.errors import UserError, permission_errors
-from heatssl.evaluation.features import evaluation_mode, extract_features
+from heatssl.evaluation.features import extract_features
 from heatssl.evaluation.health import alignment, area_holding, lidar, linear_cka, receptive_field, uniformity
 from heatssl.evaluation.measure import backbones_of
 from heatssl.evaluation.results import commit, hardware

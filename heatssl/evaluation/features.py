@@ -1,14 +1,13 @@
 """Frozen features or feature maps of a whole split."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from heatssl.backbones import feature_map
+from heatssl.backbones import evaluation_mode, feature_map
 from heatssl.config import DataConfig
 from heatssl.data import BadFiles, Batch, ImageData, eval_loader, normalise
 from heatssl.errors import UserError
@@ -163,15 +162,3 @@ def _each_batch(
         raise UserError(f"none of the {len(data)} images can be read: check data.root={config.root}")
     with torch.inference_mode(False):
         return table.rows(), torch.cat(labels)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; every module then gets back the mode of its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -18,7 +18,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from heatssl.backbones import create_backbone, pooled_features
+from heatssl.backbones import create_backbone, evaluation_mode, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.data.crop import check_crop_scale
@@ -26,7 +26,6 @@ from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.accuracy import right_answers
 from heatssl.evaluation.checkpoint import Stateful
 from heatssl.evaluation.checks import check_numbers
-from heatssl.evaluation.features import evaluation_mode
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.processes import is_first, parallel, rank_and_world, total
 from heatssl.evaluation.results import Result

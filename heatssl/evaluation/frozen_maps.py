@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from heatssl.backbones import feature_map
+from heatssl.backbones import evaluation_mode, feature_map
 from heatssl.config import DataConfig
 from heatssl.data import ImageData, Subset, eval_loader, normalise
 from heatssl.errors import UserError
-from heatssl.evaluation.features import MOST_BYTES, evaluation_mode, extract_all_maps
+from heatssl.evaluation.features import MOST_BYTES, extract_all_maps
 
 
 class FrozenMaps:

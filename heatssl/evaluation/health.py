@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones import feature_map
-from heatssl.evaluation.features import evaluation_mode
+from heatssl.backbones import evaluation_mode, feature_map
 from heatssl.progress_bar import progress_bar
 
 FIELDS = 16  # images whose receptive field is computed at a time

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from heatssl.backbones import evaluation_mode
 from heatssl.data import ImageData, Split
 from heatssl.evaluation import feature_cache, processes
-from heatssl.evaluation.features import evaluation_mode, extract_features, extract_maps
+from heatssl.evaluation.features import extract_features, extract_maps
 from heatssl.evaluation.readout import FINAL, Readout, read
 from heatssl.evaluation.results import device_name
 from heatssl.evaluation.source import Source, digest_of, fingerprint
