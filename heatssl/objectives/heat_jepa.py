@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from heatssl.backbones import cut_patches, encode_visible, feature_map, geometry, is_token_model
 from heatssl.errors import UserError
-from heatssl.heat import Transport
+from heatssl.heat import Transport, heat_semigroup
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.objective import Objective, Outputs, Story
@@ -39,6 +39,7 @@ from heatssl.objectives.views import recolour, view_settings
 from heatssl.ops import full_precision
 
 AgainstCollapse = Literal["contrast", "isotropy", "teacher"]
+LARGEST_DEVIATION = 2.0  # pixels that a point of heat spreads to, as in SimCLR's blur (2002.05709, appendix A)
 
 
 class HeatJEPA(Objective):
@@ -55,7 +56,9 @@ class HeatJEPA(Objective):
         temperature: divides the cosines (contrast).
         isotropy_weight: lambda of LeJEPA, in (0, 1); it belongs to a batch size (isotropy).
         momentum: share of the teacher that each step keeps (teacher).
-        colour_jitter, grey, blur: of each quarter on its own, see :class:`heatssl.objectives.views.ViewSettings`.
+        colour_jitter, grey: of each quarter on its own, see :class:`heatssl.objectives.views.ViewSettings`.
+        blur: probability that heat flows within a quarter before it is seen, for a time of its own. How sharp it is
+            then tells nothing of the image, and larger images, which are less sharp, keep their features.
 
     Raises:
         UserError: when the backbone cannot encode single patches, or the patch grid cannot be quartered.
@@ -115,7 +118,9 @@ class HeatJEPA(Objective):
         self.against_collapse = against_collapse
         self.temperature, self.isotropy_weight, self.momentum = temperature, isotropy_weight, momentum
         self.colours = view_settings(image_size // 2, (1.0, 1.0), colour_jitter, grey, 0.0)
-        self.blur = view_settings(image_size // 2, (1.0, 1.0), 0.0, 0.0, blur) if blur else None
+        if not 0 <= blur <= 1:
+            raise ValueError(f"blur={blur} is a probability: choose 0 to 1")
+        self.blur = blur
         channels = grid.channels if channels is None else channels
         self.backbone = backbone
         self.to_field = nn.Linear(grid.channels, channels)
@@ -161,13 +166,16 @@ class HeatJEPA(Objective):
         order = torch.rand(quarters.shape, device=quarters.device).argsort(dim=1)
         return quarters.gather(1, order[:, : self.visible])
 
+    @torch.no_grad()
     def blurred(self, images: Tensor) -> Tensor:
-        """Each quarter blurred on its own, where that is asked for: (B, 3, S, S) -> same."""
-        if self.blur is None:
+        """Each quarter after some time of the heat equation, where that is asked for: (B, 3, S, S) -> same."""
+        if not self.blur:
             return images
         half = (images.shape[2] // 2, images.shape[3] // 2)
         apart = images.unflatten(3, (2, half[1])).unflatten(2, (2, half[0])).permute(2, 4, 0, 1, 3, 5)
-        changed = recolour(apart.flatten(0, 2), self.blur, self.mean, self.std)
+        chance, deviation = torch.rand(2, apart.shape[:3].numel(), 1, 1, 1, device=images.device)
+        time = torch.where(chance < self.blur, (LARGEST_DEVIATION * deviation).square() / 2, 0.0)
+        changed = heat_semigroup(apart.flatten(0, 2), time)
         return changed.view(apart.shape).permute(2, 3, 0, 4, 1, 5).reshape(images.shape)
 
     def cut(self, images: Tensor, visible: Tensor) -> Tensor:

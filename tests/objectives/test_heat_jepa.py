@@ -221,3 +221,17 @@ def test_the_residual_shows_where_an_image_differs_from_the_rest_of_it():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         tiny(**settings)
+
+
+def test_heat_flows_in_each_quarter_for_a_time_of_its_own():
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 32, 32).expand(64, -1, -1, -1)
+    changed = tiny(blur=0.5).blurred(images)
+    left = changed.unflatten(3, (2, 16)).unflatten(2, (2, 16)).std(dim=(1, 3, 5)).flatten()  # of 256 quarters
+    given = images[0].unflatten(2, (2, 16)).unflatten(1, (2, 16)).std(dim=(0, 2, 4)).flatten().repeat(64)
+    kept = torch.isclose(left, given, rtol=1e-3)
+    assert 0.4 < kept.float().mean() < 0.6
+    assert len(set((left / given)[~kept].mul(1e4).round().tolist())) > 100
+    torch.testing.assert_close(changed.mean(dim=(2, 3)), images.mean(dim=(2, 3)), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match=r"blur=1.5 is a probability"):
+        tiny(blur=1.5)
