@@ -77,6 +77,7 @@ def main() -> None:
             described = {
                 "model": described_model(info.name, info.arguments),
                 "trained": config.objective["name"],
+                "blur": config.objective.get("blur", 0.0),
                 "seed": config.seed,
             }
             if not (arguments.final or config.data.held_out):
@@ -204,13 +205,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         for measured in measures:
             if measured in row:
                 crops = "{:g} to {:g}".format(*row.get("crop_scale", (0.2, 1.0)))
-                key = (row["trained"], measured, row.get("split", "val"), row["model"], crops, row["way"])
+                blurred = f"{row.get('blur', 0.0):g}"
+                key = (row["trained"], measured, row.get("split", "val"), row["model"], crops, blurred, row["way"])
                 group = groups.setdefault(key, {})
                 group.setdefault(row["scale"], []).append(100 * row[measured])
     scales = sorted({row["scale"] for row in rows})
-    about = "| trained with | measured | split | model | crops | positions | "
+    about = "| trained with | measured | split | model | crops | blur | positions | "
     lines = [about + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
-    lines.append("|---" * (7 + len(scales)) + "|")
+    lines.append("|---" * (8 + len(scales)) + "|")
     for key, group in sorted(groups.items()):
         cells = [f"{sum(group[s]) / len(group[s]):.1f}" if s in group else "" for s in scales]
         lines.append("| " + " | ".join([*key, *cells, str(max(map(len, group.values())))]) + " |")
