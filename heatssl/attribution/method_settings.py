@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -35,9 +35,9 @@ def method_options(name: str, config: AttributeConfig, of_source: Mapping[str, A
     return {key: value for key, value in given.items() if value is not None and key in taken}
 
 
-def bases_first(methods: Sequence[str]) -> list[str]:
+def bases_first(methods: Iterable[str]) -> list[str]:
     """Methods in an order in which :func:`with_source` finds the base of every heat flow that has one among them."""
-    return sorted(methods, key=lambda name: (name.partition(":")[0] == "heat_flow", name.count(":")))
+    return sorted(methods, key=lambda name: ("source" in parameters(name), name.count(":")))
 
 
 def with_source(name: str, options: dict[str, Any], known: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def measure_scores(
     images, names = _chosen(given, source, config)
     twin = source.twin(config.seed).to(source.device) if "randomisation" in names else None
     methods = [*dict.fromkeys(config.methods), CENTRE]
+    order = [*bases_first(methods[:-1]), CENTRE]
     per_image: PerImage = {}
     seconds = dict.fromkeys(methods, 0.0)
     options = {method: method_options(method, config, of_source) for method in config.methods}
@@ -101,7 +102,7 @@ def measure_scores(
     with progress_bar(total=images.count * len(methods), name="scores", unit="map") as bar:
         for part in images.parts:
             target, maps = wish.of(part.pictures), dict[str, Tensor]()
-            for method in bases_first(methods):
+            for method in order:
                 start = time.perf_counter()
                 attribution = None
                 if method != CENTRE:

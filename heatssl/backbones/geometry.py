@@ -51,6 +51,17 @@ def check_whole_patches(backbone: nn.Module, image_size: int, setting: str) -> N
         )
 
 
+def map_shape(backbone: nn.Module, image_size: int) -> tuple[int, int, int]:
+    """Channels, rows and columns of the final map, found by showing the backbone one empty image."""
+    from heatssl.backbones.encode import feature_map
+
+    parameter = next(backbone.parameters())
+    blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), evaluation_mode(backbone):
+        channels, rows, columns = feature_map(backbone, blank).shape[1:]
+    return channels, rows, columns
+
+
 def geometry(backbone: nn.Module, image_size: int) -> Geometry:
     """Read the grid from the model, where necessary by running it on one empty image.
 
@@ -62,12 +73,7 @@ def geometry(backbone: nn.Module, image_size: int) -> Geometry:
         UserError: when the image is not a whole number of patches.
     """
     check_whole_patches(backbone, image_size, "data.image_size")
-    from heatssl.backbones.encode import feature_map
-
-    parameter = next(backbone.parameters())
-    with torch.no_grad(), evaluation_mode(backbone):
-        blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-        channels, rows, columns = feature_map(backbone, blank).shape[1:]
+    channels, rows, columns = map_shape(backbone, image_size)
     if image_size % rows:
         # A padded convolution rounds its map up: then a quarter of the map is no quarter of the image.
         raise UserError(

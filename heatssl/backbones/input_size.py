@@ -1,11 +1,8 @@
 """Images of another size than in training, by weights as they are."""
 
-import torch
 from torch import nn
 
-from heatssl.backbones.encode import feature_map
-from heatssl.backbones.geometry import check_whole_patches
-from heatssl.backbones.modes import evaluation_mode
+from heatssl.backbones.geometry import check_whole_patches, map_shape
 from heatssl.errors import UserError
 
 
@@ -23,13 +20,10 @@ def set_input_size(backbone: nn.Module, image_size: int) -> None:
         UserError: on a size that is not a whole number of patches, or that the model cannot take.
     """
     check_whole_patches(backbone, image_size, "image_size")
-    parameter = next(backbone.parameters())
-    blank = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     try:
         if hasattr(backbone, "set_input_size"):
             backbone.set_input_size(image_size)  # type: ignore[operator]
-        with torch.no_grad(), evaluation_mode(backbone):
-            feature_map(backbone, blank)
+        map_shape(backbone, image_size)  # which fails where the model is of one size
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
