@@ -28,6 +28,7 @@ from heatssl.backbones import (
     NormaliserSettings,
     PositionSettings,
     create_backbone,
+    geometry,
     pooled_features,
     set_normaliser,
     set_positions,
@@ -41,15 +42,15 @@ from heatssl.export import load_backbone
 
 RESULTS = Path(__file__).parent / "results" / "resolution.jsonl"
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-SIZE, PATCH = 64, 8
+SIDE = 8  # patches of an image in training with labels
 UNLABELLED = 500  # images of train whose mean tells what a size does to all
-GAU = {"patch_size": 8, "embed_dim": 128, "depth": 8, "key_width": 32, "dynamic_img_size": True}
+GAU = {"embed_dim": 128, "depth": 8, "key_width": 32, "dynamic_img_size": True}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         f"gau_{normaliser}": ("gau_tiny_patch16_224", {**GAU, "normaliser": normaliser})
         for normaliser in ("softmax", "softmax_plus", "relu2", "relu2_fixed")
     },
-    "vit": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}),
+    "vit": ("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 4, "num_heads": 4}),
 }
 
 
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", choices=BACKBONES, default=[], help="train these with labels first")
     parser.add_argument("--root", help="with --labels: imagenette96.tar or a folder of the same layout")
     parser.add_argument("--core-seconds", type=float, default=600.0, help="with --labels: of training")
+    parser.add_argument("--image-size", type=int, default=64, help=f"with --labels: of training, {SIDE} x {SIDE} patches")
     parser.add_argument("--seed", type=int, default=0, help="with --labels")
     parser.add_argument("--crop-scale", nargs=2, type=float, default=[0.2, 1.0], help="with --labels: of the area")
     parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
@@ -83,13 +85,14 @@ def main() -> None:
             if not (arguments.final or config.data.held_out):
                 raise SystemExit(f"{run} has seen all of train: pretrain with data.held_out=0.1, or --final for val")
             data = dataclasses.replace(config.data, held_out=0.0) if arguments.final else config.data
-            keep(measure(backbone, None, data, described, reach=SIZE / PATCH / 2 - 1, arguments=arguments))
+            rows, _ = geometry(backbone, data.image_size).quarter()
+            keep(measure(backbone, None, data, described, reach=rows - 1, arguments=arguments))
         for name in arguments.labels:
-            data = DataConfig("tar", arguments.root, SIZE, arguments.crop_scale, workers=0)
+            data = DataConfig("tar", arguments.root, arguments.image_size, arguments.crop_scale, workers=0)
             data = data if arguments.final else dataclasses.replace(data, held_out=0.1)
             backbone, head = train_with_labels(name, data, arguments)
             described = {"model": described_model(*BACKBONES[name]), "trained": "labels", "seed": arguments.seed}
-            keep(measure(backbone, head, data, described, reach=SIZE / PATCH - 1, arguments=arguments))
+            keep(measure(backbone, head, data, described, reach=SIDE - 1, arguments=arguments))
     print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
 
 
@@ -126,6 +129,7 @@ def measure(
     mean_here = extract_features(backbone, unlabelled, data)[0].mean(dim=0)
     reach = reach if arguments.window is None else arguments.window
     described |= {
+        "image_size": data.image_size,
         "window": reach,
         "crop_scale": list(data.crop_scale),
         "split": "val" if arguments.final else "held-out",
@@ -133,7 +137,7 @@ def measure(
     probe = None
     for way, scale in itertools.product(arguments.ways or ways(backbone), arguments.scales):
         switch(backbone, way, scale, reach)
-        there = dataclasses.replace(data, image_size=round(SIZE * scale))
+        there = dataclasses.replace(data, image_size=round(data.image_size * scale))
         batch_size = max(8, round(256 / scale**3))
         val_x, val_y = extract_features(backbone, val, there, batch_size=batch_size)
         mean_there = extract_features(backbone, unlabelled, there, batch_size=batch_size)[0].mean(dim=0)
@@ -176,7 +180,8 @@ def switch(backbone: nn.Module, way: str, scale: float, reach: float) -> None:
 def train_with_labels(name: str, data: DataConfig, arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
     """Cross-entropy on the mean token, AdamW, for so many seconds of this process; backbone and head."""
     torch.manual_seed(arguments.seed)
-    backbone = create_backbone(BACKBONES[name][0], SIZE, **BACKBONES[name][1])
+    model, settings = BACKBONES[name]
+    backbone = create_backbone(model, data.image_size, patch_size=data.image_size // SIDE, **settings)
     train = open_split(data, "train")
     head = nn.Linear(backbone.num_features, len(train.classes))  # type: ignore[arg-type]
     parameters = [*backbone.parameters(), *head.parameters()]
@@ -206,13 +211,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             if measured in row:
                 crops = "{:g} to {:g}".format(*row.get("crop_scale", (0.2, 1.0)))
                 blurred = f"{row.get('blur', 0.0):g}"
-                key = (row["trained"], measured, row.get("split", "val"), row["model"], crops, blurred, row["way"])
+                about = (row["trained"], measured, row.get("split", "val"), row["model"])
+                key = (*about, str(row.get("image_size", 64)), crops, blurred, row["way"])
                 group = groups.setdefault(key, {})
                 group.setdefault(row["scale"], []).append(100 * row[measured])
     scales = sorted({row["scale"] for row in rows})
-    about = "| trained with | measured | split | model | crops | blur | positions | "
-    lines = [about + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
-    lines.append("|---" * (8 + len(scales)) + "|")
+    heading = "| trained with | measured | split | model | 1x is | crops | blur | positions | "
+    lines = [heading + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
+    lines.append("|---" * (9 + len(scales)) + "|")
     for key, group in sorted(groups.items()):
         cells = [f"{sum(group[s]) / len(group[s]):.1f}" if s in group else "" for s in scales]
         lines.append("| " + " | ".join([*key, *cells, str(max(map(len, group.values())))]) + " |")
