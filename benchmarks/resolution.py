@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", choices=BACKBONES, default=[], help="train these with labels first")
     parser.add_argument("--root", help="with --labels: imagenette96.tar or a folder of the same layout")
     parser.add_argument("--core-seconds", type=float, default=600.0, help="with --labels: of training")
-    parser.add_argument("--image-size", type=int, default=64, help=f"with --labels: of training, {SIDE} x {SIDE} patches")
+    parser.add_argument("--image-size", type=int, default=64, help="with --labels: in training")
     parser.add_argument("--seed", type=int, default=0, help="with --labels")
     parser.add_argument("--crop-scale", nargs=2, type=float, default=[0.2, 1.0], help="with --labels: of the area")
     parser.add_argument("--final", action="store_true", help="measure on val, for a figure that will be reported")
