@@ -7,7 +7,8 @@ A classifier of the features of train at the size of training (a linear probe an
 head) meets other images at every size: a held-out tenth of train, or val with --final, once for a figure that is
 reported. Nothing is trained again; positions and the normaliser are switched, the position table of timm's ViT is
 interpolated. A window is as long as offsets in training, one less than a side of what was encoded. "Centred" is the
-same after the difference has been taken off that the size makes to the mean of 500 images of train, without labels.
+same after the difference has been taken off that the size makes to the mean of 500 images of train, without labels;
+"aligned" after what the size does to the features of these images has been undone as far as it is linear.
 Each row is added to benchmarks/results/resolution.jsonl; --table prints what stands there.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,14 +38,15 @@ from heatssl.backbones import (
 from heatssl.config import DataConfig
 from heatssl.config_file import load_config
 from heatssl.data import augment, balanced_subset, normalise, open_split, train_loader
-from heatssl.evaluation import extract_features, knn_accuracy, linear_probe
+from heatssl.evaluation import Alignment, extract_features, knn_accuracy, linear_probe
 from heatssl.evaluation.results import commit, hardware
 from heatssl.export import load_backbone
 
 RESULTS = Path(__file__).parent / "results" / "resolution.jsonl"
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SIDE = 8  # patches of an image in training with labels
-UNLABELLED = 500  # images of train whose mean tells what a size does to all
+UNLABELLED = 500  # images of train that tell what a size does to all
+READ = ("", ", centred", ", aligned")  # how features of another size are read
 GAU = {"embed_dim": 128, "depth": 8, "key_width": 32, "dynamic_img_size": True}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
@@ -126,7 +129,7 @@ def measure(
     train_x, train_y = extract_features(backbone, train, data)
     centre, spread = train_x.mean(dim=0), train_x.std(dim=0) + 1e-6
     unlabelled = balanced_subset(train, UNLABELLED)
-    mean_here = extract_features(backbone, unlabelled, data)[0].mean(dim=0)
+    here = extract_features(backbone, unlabelled, data)[0]
     reach = reach if arguments.window is None else arguments.window
     described |= {
         "image_size": data.image_size,
@@ -140,8 +143,10 @@ def measure(
         there = dataclasses.replace(data, image_size=round(data.image_size * scale))
         batch_size = max(8, round(256 / scale**3))
         val_x, val_y = extract_features(backbone, val, there, batch_size=batch_size)
-        mean_there = extract_features(backbone, unlabelled, there, batch_size=batch_size)[0].mean(dim=0)
-        read = {"": val_x, ", centred": val_x - mean_there + mean_here}
+        same = extract_features(backbone, unlabelled, there, batch_size=batch_size)[0]
+        read = dict(
+            zip(READ, (val_x, val_x - same.mean(dim=0) + here.mean(dim=0), Alignment(same, here)(val_x)), strict=True)
+        )
         row = described | {"way": way, "scale": scale, "images": len(val_y)}
         if head is None:
             if probe is None:
@@ -203,9 +208,9 @@ def train_with_labels(name: str, data: DataConfig, arguments: argparse.Namespace
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line for each model and way, the sizes across; mean over seeds."""
-    measures = [name + mark for name in ("linear", "knn", "head") for mark in ("", ", centred")]
-    groups: dict[tuple[str, ...], dict[float, list[float]]] = {}
+    """Markdown: one line for each model and way, the sizes across; mean over seeds, of each the row that came last."""
+    measures = [name + mark for name in ("linear", "knn", "head") for mark in READ]
+    groups: dict[tuple[str, ...], dict[float, dict[int, float]]] = {}
     for row in rows:
         for measured in measures:
             if measured in row:
@@ -214,13 +219,13 @@ def table(rows: list[dict[str, Any]]) -> str:
                 about = (row["trained"], measured, row.get("split", "val"), row["model"])
                 key = (*about, str(row.get("image_size", 64)), crops, blurred, row["way"])
                 group = groups.setdefault(key, {})
-                group.setdefault(row["scale"], []).append(100 * row[measured])
+                group.setdefault(row["scale"], {})[row["seed"]] = 100 * row[measured]
     scales = sorted({row["scale"] for row in rows})
     heading = "| trained with | measured | split | model | 1x is | crops | blur | positions | "
     lines = [heading + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
     lines.append("|---" * (9 + len(scales)) + "|")
     for key, group in sorted(groups.items()):
-        cells = [f"{sum(group[s]) / len(group[s]):.1f}" if s in group else "" for s in scales]
+        cells = [f"{statistics.mean(group[s].values()):.1f}" if s in group else "" for s in scales]
         lines.append("| " + " | ".join([*key, *cells, str(max(map(len, group.values())))]) + " |")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """Numbers for frozen backbones: nearest neighbours, a linear probe and probes of whole maps, each with its protocol."""
 
+from heatssl.evaluation.alignment import Alignment
 from heatssl.evaluation.average_precision import AveragePrecision, average_precision
 from heatssl.evaluation.check_up import run_health
 from heatssl.evaluation.commands import run_knn, run_probe
@@ -18,6 +19,7 @@ from heatssl.evaluation.suite import run_suite
 from heatssl.evaluation.token_probe import TokenProbe, TokenProbeResult, token_probe
 
 __all__ = [
+    "Alignment",
     "AveragePrecision",
     "Detector",
     "LinearProbe",
