@@ -7,7 +7,7 @@ A classifier of the features of train at the size of training (a linear probe an
 head) meets other images at every size: a held-out tenth of train, or val with --final, once for a figure that is
 reported. Nothing is trained again; positions and the normaliser are switched, the position table of timm's ViT is
 interpolated. A window is as long as offsets in training, one less than a side of what was encoded. "Centred" is the
-same after the difference has been taken off that the size makes to the mean of 500 images of train, without labels;
+same after the difference has been taken off that the size makes to the mean of some images of train, without labels;
 "aligned" after what the size does to the features of these images has been undone as far as it is linear.
 Each row is added to benchmarks/results/resolution.jsonl; --table prints what stands there.
 """
@@ -45,7 +45,6 @@ from heatssl.export import load_backbone
 RESULTS = Path(__file__).parent / "results" / "resolution.jsonl"
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SIDE = 8  # patches of an image in training with labels
-UNLABELLED = 500  # images of train that tell what a size does to all
 READ = ("", ", centred", ", aligned")  # how features of another size are read
 GAU = {"embed_dim": 128, "depth": 8, "key_width": 32, "dynamic_img_size": True}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -72,6 +71,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", help="of positions; all without")
     parser.add_argument("--window", type=float, help="of rerope and leaky_rerope, in patches; without: as above")
     parser.add_argument("--images", type=int, default=1000, help="at most, the same at every size")
+    parser.add_argument("--unlabelled", type=int, default=500, help="images of train that tell what a size does to all")
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,6 +84,7 @@ def main() -> None:
                 "trained": config.objective["name"],
                 "blur": config.objective.get("blur", 0.0),
                 "seed": config.seed,
+                "steps": config.trainer.steps,
             }
             if not (arguments.final or config.data.held_out):
                 raise SystemExit(f"{run} has seen all of train: pretrain with data.held_out=0.1, or --final for val")
@@ -95,6 +96,7 @@ def main() -> None:
             data = data if arguments.final else dataclasses.replace(data, held_out=0.1)
             backbone, head = train_with_labels(name, data, arguments)
             described = {"model": described_model(*BACKBONES[name]), "trained": "labels", "seed": arguments.seed}
+            described |= {"core_seconds": arguments.core_seconds}
             keep(measure(backbone, head, data, described, reach=SIDE - 1, arguments=arguments))
     print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
 
@@ -128,12 +130,13 @@ def measure(
     train, val = open_split(data, "train"), open_split(dataclasses.replace(data, val_size=arguments.images), "val")
     train_x, train_y = extract_features(backbone, train, data)
     centre, spread = train_x.mean(dim=0), train_x.std(dim=0) + 1e-6
-    unlabelled = balanced_subset(train, UNLABELLED)
+    unlabelled = balanced_subset(train, arguments.unlabelled)
     here = extract_features(backbone, unlabelled, data)[0]
     reach = reach if arguments.window is None else arguments.window
     described |= {
         "image_size": data.image_size,
         "window": reach,
+        "unlabelled": arguments.unlabelled,
         "crop_scale": list(data.crop_scale),
         "split": "val" if arguments.final else "held-out",
     }
@@ -216,14 +219,16 @@ def table(rows: list[dict[str, Any]]) -> str:
             if measured in row:
                 crops = "{:g} to {:g}".format(*row.get("crop_scale", (0.2, 1.0)))
                 blurred = f"{row.get('blur', 0.0):g}"
-                about = (row["trained"], measured, row.get("split", "val"), row["model"])
-                key = (*about, str(row.get("image_size", 64)), crops, blurred, row["way"])
+                length = str(row.get("steps", f"{row['core_seconds']:g} s" if "core_seconds" in row else ""))
+                about = (row["trained"], length, measured, row.get("split", "val"), row["model"])
+                shown = (str(row.get(name, usual)) for name, usual in (("image_size", 64), ("unlabelled", 500)))
+                key = (*about, *shown, crops, blurred, row["way"])
                 group = groups.setdefault(key, {})
                 group.setdefault(row["scale"], {})[row["seed"]] = 100 * row[measured]
     scales = sorted({row["scale"] for row in rows})
-    heading = "| trained with | measured | split | model | 1x is | crops | blur | positions | "
+    heading = "| trained with | steps | measured | split | model | 1x is | unlabelled | crops | blur | positions | "
     lines = [heading + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
-    lines.append("|---" * (9 + len(scales)) + "|")
+    lines.append("|---" * (11 + len(scales)) + "|")
     for key, group in sorted(groups.items()):
         cells = [f"{statistics.mean(group[s].values()):.1f}" if s in group else "" for s in scales]
         lines.append("| " + " | ".join([*key, *cells, str(max(map(len, group.values())))]) + " |")
