@@ -89,11 +89,9 @@ def measure(tokens: int, device: torch.device, settings: argparse.Namespace) -> 
     for name, row in rows.items():
         for column, pass_ in enumerate(("training", "inference")):
             measured = [both[column] for both in times[name][-settings.repeats :]]
-            row[f"{pass_}_images_per_second"] = round(batch / median(measured), 3)
-            row[f"{pass_}_slowest_and_fastest"] = [
-                round(batch / max(measured), 3),
-                round(batch / min(measured), 3),
-            ]
+            rates = [float(f"{batch / seconds:.4g}") for seconds in (median(measured), max(measured), min(measured))]
+            row[f"{pass_}_images_per_second"] = rates[0]
+            row[f"{pass_}_slowest_and_fastest"] = rates[1:]
     return list(rows.values())
 
 
