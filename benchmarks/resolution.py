@@ -37,7 +37,7 @@ from heatssl.backbones import (
 )
 from heatssl.config import DataConfig
 from heatssl.config_file import load_config
-from heatssl.data import augment, balanced_subset, normalise, open_split, train_loader
+from heatssl.data import ImageData, augment, balanced_subset, normalise, open_split, train_loader
 from heatssl.evaluation import Alignment, extract_features, knn_accuracy, linear_probe
 from heatssl.evaluation.results import commit, hardware
 from heatssl.export import load_backbone
@@ -127,13 +127,12 @@ def measure(
     arguments: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
     """One row for each way to meet larger images and each size."""
-    train, val = open_split(data, "train"), open_split(dataclasses.replace(data, val_size=arguments.images), "val")
-    train_x, train_y = extract_features(backbone, train, data)
+    train_x, train_y = extract_features(backbone, open_split(data, "train"), data)
     centre, spread = train_x.mean(dim=0), train_x.std(dim=0) + 1e-6
-    unlabelled = balanced_subset(train, arguments.unlabelled)
-    here = extract_features(backbone, unlabelled, data)[0]
+    here = extract_features(backbone, unlabelled(data, arguments.unlabelled), data)[0]
     reach = reach if arguments.window is None else arguments.window
     described |= {
+        **({"data": data.name} if data.name == "shapes" else {}),
         "image_size": data.image_size,
         "window": reach,
         "unlabelled": arguments.unlabelled,
@@ -143,10 +142,12 @@ def measure(
     probe = None
     for way, scale in itertools.product(arguments.ways or ways(backbone), arguments.scales):
         switch(backbone, way, scale, reach)
+        # Opened anew at each size: the generated scenes are drawn at it, not enlarged.
         there = dataclasses.replace(data, image_size=round(data.image_size * scale))
+        val = open_split(dataclasses.replace(there, val_size=arguments.images), "val")
         batch_size = max(8, round(256 / scale**3))
         val_x, val_y = extract_features(backbone, val, there, batch_size=batch_size)
-        same = extract_features(backbone, unlabelled, there, batch_size=batch_size)[0]
+        same = extract_features(backbone, unlabelled(there, arguments.unlabelled), there, batch_size=batch_size)[0]
         read = dict(
             zip(READ, (val_x, val_x - same.mean(dim=0) + here.mean(dim=0), Alignment(same, here)(val_x)), strict=True)
         )
@@ -163,6 +164,11 @@ def measure(
                 for mark, features in read.items():
                     row["head" + mark] = (head(features).argmax(dim=1) == val_y).float().mean().item()
         yield row | {"hardware": hardware(torch.device("cpu")), "commit": commit()}
+
+
+def unlabelled(data: DataConfig, number: int) -> ImageData:
+    """The images of train that tell what a size does, the same ones at every size."""
+    return balanced_subset(open_split(data, "train"), number)
 
 
 def ways(backbone: nn.Module) -> list[str]:
@@ -220,15 +226,24 @@ def table(rows: list[dict[str, Any]]) -> str:
                 crops = "{:g} to {:g}".format(*row.get("crop_scale", (0.2, 1.0)))
                 blurred = f"{row.get('blur', 0.0):g}"
                 length = str(row.get("steps", f"{row['core_seconds']:g} s" if "core_seconds" in row else ""))
-                about = (row["trained"], length, measured, row.get("split", "val"), row["model"])
+                about = (
+                    row.get("data", "imagenette"),
+                    row["trained"],
+                    length,
+                    measured,
+                    row.get("split", "val"),
+                    row["model"],
+                )
                 shown = (str(row.get(name, usual)) for name, usual in (("image_size", 64), ("unlabelled", 500)))
                 key = (*about, *shown, crops, blurred, row["way"])
                 group = groups.setdefault(key, {})
                 group.setdefault(row["scale"], {})[row["seed"]] = 100 * row[measured]
     scales = sorted({row["scale"] for row in rows})
-    heading = "| trained with | steps | measured | split | model | 1x is | unlabelled | crops | blur | positions | "
+    heading = (
+        "| data | trained with | steps | measured | split | model | 1x is | unlabelled | crops | blur | positions | "
+    )
     lines = [heading + " | ".join(f"{s:g}x" for s in scales) + " | seeds |"]
-    lines.append("|---" * (11 + len(scales)) + "|")
+    lines.append("|---" * (12 + len(scales)) + "|")
     for key, group in sorted(groups.items()):
         cells = [f"{statistics.mean(group[s].values()):.1f}" if s in group else "" for s in scales]
         lines.append("| " + " | ".join([*key, *cells, str(max(map(len, group.values())))]) + " |")
