@@ -235,7 +235,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                     row["model"],
                 )
                 shown = (str(row.get(name, usual)) for name, usual in (("image_size", 64), ("unlabelled", 500)))
-                key = (*about, row["model"], *shown, crops, blurred, row["way"])
+                key = (*about, *shown, crops, blurred, row["way"])
                 group = groups.setdefault(key, {})
                 group.setdefault(row["scale"], {})[row["seed"]] = 100 * row[measured]
     scales = sorted({row["scale"] for row in rows})
