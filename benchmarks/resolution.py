@@ -44,6 +44,7 @@ from heatssl.export import load_backbone
 
 RESULTS = Path(__file__).parent / "results" / "resolution.jsonl"
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+QUARTERS = ("heat_jepa", "qb_heat", "finola")  # objectives that encode quarters alone; others see all of an image
 SIDE = 8  # patches of an image in training with labels
 READ = ("", ", centred", ", aligned")  # how features of another size are read
 GAU = {"embed_dim": 128, "depth": 8, "key_width": 32, "dynamic_img_size": True}
@@ -89,8 +90,9 @@ def main() -> None:
             if not (arguments.final or config.data.held_out):
                 raise SystemExit(f"{run} has seen all of train: pretrain with data.held_out=0.1, or --final for val")
             data = dataclasses.replace(config.data, held_out=0.0) if arguments.final else config.data
-            rows, _ = geometry(backbone, data.image_size).quarter()
-            keep(measure(backbone, None, data, described, reach=rows - 1, arguments=arguments))
+            side, _ = geometry(backbone, data.image_size).quarter()
+            side *= 1 if config.objective["name"] in QUARTERS else 2
+            keep(measure(backbone, None, data, described, reach=side - 1, arguments=arguments))
         for name in arguments.labels:
             data = DataConfig("tar", arguments.root, arguments.image_size, arguments.crop_scale, workers=0)
             data = data if arguments.final else dataclasses.replace(data, held_out=0.1)
