@@ -237,7 +237,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                     row["model"],
                 )
                 shown = (str(row.get(name, usual)) for name, usual in (("image_size", 64), ("unlabelled", 500)))
-                key = (*about, *shown, crops, blurred, row["way"])
+                window = f", window {row['window']:g}" if "rerope" in row["way"] and "window" in row else ""
+                key = (*about, *shown, crops, blurred, row["way"] + window)
                 group = groups.setdefault(key, {})
                 group.setdefault(row["scale"], {})[row["seed"]] = 100 * row[measured]
     scales = sorted({row["scale"] for row in rows})
