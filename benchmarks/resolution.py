@@ -90,15 +90,19 @@ def main() -> None:
             if not (arguments.final or config.data.held_out):
                 raise SystemExit(f"{run} has seen all of train: pretrain with data.held_out=0.1, or --final for val")
             data = dataclasses.replace(config.data, held_out=0.0) if arguments.final else config.data
-            side, _ = geometry(backbone, data.image_size).quarter()
-            side *= 1 if config.objective["name"] in QUARTERS else 2
-            keep(measure(backbone, None, data, described, reach=side - 1, arguments=arguments))
+            grid = geometry(backbone, data.image_size)
+            encoded = grid.quarter()[0] if config.objective["name"] in QUARTERS else grid.rows
+            keep(measure(backbone, None, data, described, reach=encoded - 1, arguments=arguments))
         for name in arguments.labels:
             data = DataConfig("tar", arguments.root, arguments.image_size, arguments.crop_scale, workers=0)
             data = data if arguments.final else dataclasses.replace(data, held_out=0.1)
             backbone, head = train_with_labels(name, data, arguments)
-            described = {"model": described_model(*BACKBONES[name]), "trained": "labels", "seed": arguments.seed}
-            described |= {"core_seconds": arguments.core_seconds}
+            described = {
+                "model": described_model(*BACKBONES[name]),
+                "trained": "labels",
+                "seed": arguments.seed,
+                "core_seconds": arguments.core_seconds,
+            }
             keep(measure(backbone, head, data, described, reach=SIDE - 1, arguments=arguments))
     print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
 
@@ -150,9 +154,8 @@ def measure(
         batch_size = max(8, round(256 / scale**3))
         val_x, val_y = extract_features(backbone, val, there, batch_size=batch_size)
         same = extract_features(backbone, unlabelled(there, arguments.unlabelled), there, batch_size=batch_size)[0]
-        read = dict(
-            zip(READ, (val_x, val_x - same.mean(dim=0) + here.mean(dim=0), Alignment(same, here)(val_x)), strict=True)
-        )
+        centred = val_x - same.mean(dim=0) + here.mean(dim=0)
+        read = dict(zip(READ, (val_x, centred, Alignment(same, here)(val_x)), strict=True))
         row = described | {"way": way, "scale": scale, "images": len(val_y)}
         if head is None:
             if probe is None:

@@ -1,7 +1,7 @@
 """Features of images at another size, moved to where they lie at the size that a classifier was trained at.
 
 FixRes (arXiv:1906.06423) showed that the statistics of pooled features depend on the size of images, and trains the
-last layers again. Ours asks for no label and trains nothing: what a size does to features is, to the most part, linear.
+last layers again. Ours asks for no label and trains no layer: what a size does to features is linear for the most part.
 """
 
 import torch
