@@ -13,16 +13,20 @@ class Whereabouts(NamedTuple):
     """What a block is told of its tokens (B, n, d), besides what they say.
 
     Attributes:
-        rotation: of their places; for chunk attention of the places in chunks.
+        rotation: of their places; in chunk attention of the places in G chunks of m each.
         weighting: of as many keys as there are.
-        valid: (B, n) bool, which tokens are there, None: all; in chunks (B or 1, G, m), which places are taken.
-        slots: chunk attention: (B or 1, n) long, the place g m + k in chunks of each token.
+        keys: bool, broadcasting with (B, n, n), in chunks with (B, G, m, m): which keys each query has; None: all.
+        taken: chunk attention: (B or 1, G, m) or (B, n) bool, which places have a token; None: all.
+        slots: chunk attention: (B or 1, n) long, the place g m + k of each token; None: tokens stand as they are.
+        tiles: chunk attention: chunks down and across and rows and columns of each, where they are full; else None.
     """
 
     rotation: Rotation
     weighting: Weighting
-    valid: Tensor | None
-    slots: Tensor | None
+    keys: Tensor | None
+    taken: Tensor | None = None
+    slots: Tensor | None = None
+    tiles: tuple[int, int, int, int] | None = None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, where: Whereabouts) -> Tensor:
@@ -34,30 +38,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, where
     rotation, weighting = where.rotation, where.weighting
     if rotation.beyond.numel() == 0:
         cos, sin = rotation.cos[0], rotation.sin[0]
-        query, key, there = rotate(query, cos, sin), rotate(key, cos, sin), _keys_there(where.valid)
-        return attention(query, key, value, gate, weighting.activation, weighting.factor, weighting.divisor, there)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        return attention(query, key, value, gate, weighting.activation, weighting.factor, weighting.divisor, where.keys)
     attended = weights(query, key, where) @ value
     return attended if gate is None else gate * attended
 
 
 def weights(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:
     """How much of each key every query takes in :func:`attend`: (..., n, s) each -> (..., n, n)."""
-    weighting, there = where.weighting, _keys_there(where.valid)
+    weighting = where.weighting
     found = scores(query, key, where.rotation)
-    return attention_weights(found, weighting.activation, weighting.factor, weighting.divisor, there)
-
-
-def _keys_there(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.unsqueeze(-2)
+    return attention_weights(found, weighting.activation, weighting.factor, weighting.divisor, where.keys)
 
 
 def for_heads(where: Whereabouts) -> Whereabouts:
     """The same for every head: rotations (T, B, n, s/2) -> (T, B, 1, n, s/2), and so on."""
     cos, sin, beyond = where.rotation.cos, where.rotation.sin, where.rotation.beyond
-    valid, weighting = where.valid, where.weighting
+    keys, weighting = where.keys, where.weighting
     return Whereabouts(
         Rotation(cos.unsqueeze(2), sin.unsqueeze(2), beyond.unsqueeze(2)),
         Weighting(weighting.activation, weighting.factor.unsqueeze(1), weighting.divisor.unsqueeze(1)),
-        None if valid is None else valid.unsqueeze(1),
-        None,
+        None if keys is None else keys.unsqueeze(1),
     )

@@ -1,7 +1,8 @@
 """flash_*: gated units whose attention is quadratic inside chunks and linear across (FLASH, arXiv 2202.10447).
 
 Chunks are rectangles of the patch grid of at most ``chunk`` patches a side, all of one size. Where a grid does not fill
-them, and where only some patches are visible, places stay empty.
+them, and where only some patches are visible, places stay empty. Few patches are not sorted into chunks at all: where
+all their pairs are no more than those of all chunks, a mask says which two share one.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts
 from heatssl.backbones.gau import GatedAttentionEncoder
-from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention, into_chunks
+from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention, into_chunks, into_tiles
 from heatssl.backbones.normalisers import number_of_keys
 
 
@@ -29,26 +30,35 @@ class ChunkPlaces(nn.Module):
         self.longest = longest
 
     def forward(
-        self, places: Tensor, valid: Tensor | None, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        self, places: Tensor, valid: Tensor | None, grid: tuple[int, int], is_grid: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[int, int, int, int] | None]:
         """Sort tokens into G chunks of m places each.
 
         Args:
             places: row and column (B or 1, n, 2) of each.
             valid: (B, n) bool, which of them are there; None: all.
             grid: rows and columns of patches.
+            is_grid: whether the tokens are all patches of the grid, row by row.
 
         Returns:
-            rows and columns (B or 1, G, m, 2) in chunks, zero where a place is empty; which are taken (B or 1, G, m),
-            None: all; and the place g m + k of each token, (B or 1, n), G m for padding.
+            rows and columns (B or 1, G, m, 2) in chunks, zero where a place is empty, or as they were; and ``keys``,
+            ``taken``, ``slots`` and ``tiles`` of :class:`Whereabouts`, the slot of padding being G m.
         """
         height, width = chunk_size(grid, self.longest)
-        across = math.ceil(grid[1] / width)
-        chunks, size, tokens = math.ceil(grid[0] / height) * across, height * width, places.shape[1]
+        down, across = math.ceil(grid[0] / height), math.ceil(grid[1] / width)
+        chunks, size, tokens = down * across, height * width, places.shape[1]
         row, column = places[..., 0].long(), places[..., 1].long()
         chunk = row // height * across + column // width
-        is_whole = valid is None and tokens == grid[0] * grid[1]
-        if is_whole:
+        if tokens**2 <= chunks * size**2:
+            keys = None if valid is None else valid.unsqueeze(-2)
+            if chunks > 1:
+                share = chunk.unsqueeze(-1) == chunk.unsqueeze(-2)
+                keys = share if keys is None else share & keys
+            return places, keys, valid, None, None
+        if is_grid and chunks * size == tokens:
+            tiles = (down, across, height, width)
+            return into_tiles(places, tiles), None, None, None, tiles
+        if is_grid:
             rank = row % height * width + column % width
         else:
             size = min(size, tokens)
@@ -56,11 +66,10 @@ class ChunkPlaces(nn.Module):
                 chunk = torch.where(valid, chunk, chunks)  # padding goes behind the last chunk
             rank = rank_among_equals(chunk)
         slots = (chunk * size + rank).clamp_max(chunks * size)
-        taken: Tensor | None = None
-        if not is_whole or chunks * size > tokens:
-            ones = torch.ones(slots.shape[0], tokens, 1, device=places.device)
-            taken = into_chunks(ones, slots, chunks, size).squeeze(-1) > 0
-        return into_chunks(places.expand(slots.shape[0], -1, -1), slots, chunks, size), taken, slots
+        in_chunks = into_chunks(places.expand(slots.shape[0], -1, -1), slots, chunks, size)
+        ones = torch.ones(slots.shape[0], tokens, 1, device=places.device)
+        taken = into_chunks(ones, slots, chunks, size).squeeze(-1) > 0
+        return in_chunks, taken.unsqueeze(-2), taken, slots, None
 
 
 class MixedChunkEncoder(GatedAttentionEncoder):
@@ -85,11 +94,11 @@ class MixedChunkEncoder(GatedAttentionEncoder):
         height, width = chunk_size(self.patch_embed.grid_size, self.chunk)
         return height * width
 
-    def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Whereabouts:
+    def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int], is_grid: bool = False) -> Whereabouts:
         """See :meth:`PatchEncoder.locate`: places in chunks, and where each token is there."""
-        in_chunks, taken, slots = self.chunks(places, valid, grid)
-        weighting = self.normaliser(number_of_keys(in_chunks, taken))
-        return Whereabouts(self.positions(in_chunks), weighting, taken, slots)
+        in_chunks, keys, taken, slots, tiles = self.chunks(places, valid, grid, is_grid and valid is None)
+        weighting = self.normaliser(number_of_keys(in_chunks, keys))
+        return Whereabouts(self.positions(in_chunks), weighting, keys, taken, slots, tiles)
 
 
 def chunk_size(grid: tuple[int, int], longest: int) -> tuple[int, int]:

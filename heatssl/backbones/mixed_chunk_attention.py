@@ -4,7 +4,8 @@
     O = (U * A V) W_o,  all four of Q, K, Q_lin, K_lin affine maps of the same Z
 
 Chunks are squares of the patch grid here, not runs of a sequence; nothing is causal. The cost is linear in the
-number of tokens.
+number of tokens. A grid that fills its chunks is cut into them as it is, and few tokens, whose pairs are no more than
+those of all chunks, are mixed by one matrix, the same sum; else tokens are sorted into chunks.
 
 Across chunks queries and keys are turned by their places alone, before they meet. A window of offsets (``rerope``,
 ``leaky_rerope``) has no such form: it acts inside chunks, and across them positions are plain ``rope``.
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatssl.backbones.attend import Whereabouts, attend
+from heatssl.backbones.attend import Whereabouts, attend, weights
 from heatssl.backbones.gated_attention_unit import GatedUnit
 from heatssl.backbones.positions import rotate
 
@@ -30,23 +31,68 @@ class MixedChunkAttention(GatedUnit):
         with torch.no_grad():
             self.query_key.scale[2] = key_width**-0.5  # far queries: scores of the size of those near, at first
 
+    def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
+        """See :meth:`GatedUnit.forward`."""
+        tiles = where.tiles
+        if tiles is not None:
+            x = into_tiles(x, tiles)
+        gate, value, z = self.gate_value_z(x)
+        mixed = self.dropout(self.leave(self.attend(value, gate, z, where)))
+        return mixed if tiles is None else out_of_tiles(mixed, tiles)
+
     def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """See :meth:`GatedUnit.attend`; tokens have places in G chunks of m each."""
-        rotation, taken, slots = where.rotation, where.valid, where.slots
-        assert slots is not None
-        chunks, places = rotation.cos.shape[-3], rotation.cos.shape[-2]
-        value = into_chunks(value, slots, chunks, places)  # zero where nothing is
-        query, key, far_query, far_key = self.query_key(into_chunks(z, slots, chunks, places)).unbind(-2)
+        """See :meth:`GatedUnit.attend`; tokens are in tiles (B, G, m, ...), have slots in chunks, or are few."""
+        slots = where.slots
+        if where.tiles is not None:
+            return gate * self.by_chunks(value, z, where)
+        if slots is None:
+            return gate * self.by_pairs(value, z, where)
+        chunks, places = where.rotation.cos.shape[-3], where.rotation.cos.shape[-2]
+        value, z = into_chunks(value, slots, chunks, places), into_chunks(z, slots, chunks, places)
+        found = self.by_chunks(value, z, where).flatten(1, 2)
+        slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found
+        return gate * found.gather(1, slots[..., None].expand(gate.shape[0], -1, found.shape[2]))
+
+    def by_pairs(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """A written out, near and far in one matrix: (B, n, e), (B, n, s) -> (B, n, e)."""
+        query, key, far_query, far_key = self.query_key(z).unbind(-2)
+        cos, sin, taken = where.rotation.cos[0], where.rotation.sin[0], where.taken
+        count = torch.full((1, 1, 1), float(z.shape[1]), device=z.device)
+        if taken is not None:
+            count = taken.sum(dim=1).clamp_min(1)[:, None, None]
+            value = value.masked_fill(~taken.unsqueeze(-1), 0.0)
+        far_query = rotate(far_query, cos, sin) / count.to(z.dtype)
+        far = far_query @ rotate(far_key, cos, sin).transpose(-2, -1)
+        return (weights(query, key, where) + far) @ value
+
+    def by_chunks(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """Near inside each chunk; far by one sum over all of them: (B, G, m, e), (B, G, m, s) -> (B, G, m, e).
+
+        Values are zero where a place is empty.
+        """
+        query, key, far_query, far_key = self.query_key(z).unbind(-2)
         near = attend(query, key, value, None, where)
-        cos, sin = rotation.cos[0], rotation.sin[0]
-        count = torch.full((1, 1, 1), float(chunks * places), device=z.device)
+        cos, sin, taken = where.rotation.cos[0], where.rotation.sin[0], where.taken
+        count = torch.full((1, 1, 1), float(z.shape[1] * z.shape[2]), device=z.device)
         if taken is not None:
             count = taken.sum(dim=(1, 2)).clamp_min(1)[:, None, None]
         memory = rotate(far_key, cos, sin).flatten(1, 2).transpose(-2, -1) @ value.flatten(1, 2) / count  # B s e
         far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(z.dtype)
-        found = near.flatten(1, 2) + far
-        slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found
-        return gate * found.gather(1, slots[..., None].expand(z.shape[0], -1, found.shape[2]))
+        return near + far.unflatten(1, (z.shape[1], z.shape[2]))
+
+
+def into_tiles(x: Tensor, tiles: tuple[int, int, int, int]) -> Tensor:
+    """Tokens of a grid, row by row, cut into full chunks: (B, n, d) -> (B, G, m, d)."""
+    down, across, height, width = tiles
+    rows = x.view(x.shape[0], down, height, across, width, x.shape[2])
+    return rows.transpose(2, 3).reshape(x.shape[0], down * across, height * width, x.shape[2])
+
+
+def out_of_tiles(x: Tensor, tiles: tuple[int, int, int, int]) -> Tensor:
+    """Back from :func:`into_tiles`: (B, G, m, d) -> (B, n, d)."""
+    down, across, height, width = tiles
+    chunks = x.view(x.shape[0], down, across, height, width, x.shape[3])
+    return chunks.transpose(2, 3).reshape(x.shape[0], -1, x.shape[3])
 
 
 def into_chunks(x: Tensor, slots: Tensor, chunks: int, places: int) -> Tensor:

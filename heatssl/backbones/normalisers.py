@@ -105,16 +105,16 @@ class Normaliser(nn.Module):
         return str(self.settings)
 
 
-def number_of_keys(places: Tensor, valid: Tensor | None) -> Tensor:
+def number_of_keys(places: Tensor, keys: Tensor | None) -> Tensor:
     """How many keys the queries of a sequence have, at least 1.
 
     Args:
         places: of tokens, (..., n, 2).
-        valid: (..., n) bool, which of them are there; None: all.
+        keys: (..., 1 or n, n) bool, which of them every query or each one has; None: all.
 
     Returns:
-        (..., 1, 1) float32, to go with scores (..., n, n); without ``valid`` one number, (1, 1, 1).
+        (..., 1 or n, 1) float32, to go with scores (..., n, n); without ``keys`` one number, (1, 1, 1).
     """
-    if valid is None:
+    if keys is None:
         return torch.full((1, 1, 1), places.shape[-2], device=places.device, dtype=torch.float32)
-    return valid.sum(dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1).unsqueeze(-1)
+    return keys.sum(dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1)

@@ -116,21 +116,28 @@ class PatchEncoder(nn.Module):
         """How many keys a query has in an image of ``img_size``."""
         return int(self.patch_embed.num_patches)
 
-    def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Whereabouts:  # noqa: ARG002
+    def locate(
+        self,
+        places: Tensor,
+        valid: Tensor | None,
+        grid: tuple[int, int],  # noqa: ARG002
+        is_grid: bool = False,  # noqa: ARG002
+    ) -> Whereabouts:
         """What the blocks are told of tokens.
 
         Args:
             places: row and column (B or 1, n, 2) of each.
             valid: (B, n) bool, which of them are there; None: all.
             grid: rows and columns of the image's patches.
+            is_grid: whether the tokens are all patches of the grid, row by row.
         """
-        weighting = self.normaliser(number_of_keys(places, valid))
-        return Whereabouts(self.positions(places), weighting, valid, None)
+        keys = None if valid is None else valid.unsqueeze(-2)
+        return Whereabouts(self.positions(places), self.normaliser(number_of_keys(places, keys)), keys)
 
     def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Encode images, or some patches of each; the cost is that of these patches alone.
 
-        With several chunks (``flash_*``) each has as many places as the largest could need, also where few are taken.
+        With several chunks (``flash_*``) and more than a few patches each has as many places as the largest could need.
 
         Args:
             x: normalised images (B, 3, H, W); or the visible patches (B, n, 3, h, w) of images of ``img_size``.
@@ -148,7 +155,7 @@ class PatchEncoder(nn.Module):
             grid = self.patch_embed.grid_size if x.ndim == 5 else self.grid(x.shape[2], x.shape[3])
             tokens = self.embed_visible(x, visible, grid)
             places = places_of(visible, grid[1])
-        where = self.locate(places, valid, grid)
+        where = self.locate(places, valid, grid, visible is None)
         tokens = self.norm_in(tokens)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -189,7 +196,7 @@ class PatchEncoder(nn.Module):
         taken, last = feature_take_indices(len(self.blocks), indices)
         grid = self.grid(x.shape[2], x.shape[3])
         places = grid_places(x, grid[0], grid[1])
-        where = self.locate(places, None, grid)
+        where = self.locate(places, None, grid, True)
         tokens = self.norm_in(self.embed(x, grid))
         found = []
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):

@@ -32,10 +32,12 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def whereabouts(kind: str, places: torch.Tensor, valid=None, slots=None, length: int = 5) -> Whereabouts:
+def whereabouts(
+    kind: str, places: torch.Tensor, keys=None, taken=None, slots=None, tiles=None, length: int = 5
+) -> Whereabouts:
     """What a layer is told of tokens at these places (..., n, 2)."""
-    weighting = Normaliser(KEY, NormaliserSettings(kind, length))(number_of_keys(places, valid))
-    return Whereabouts(RotaryPositions(KEY, PositionSettings())(places), weighting, valid, slots)
+    weighting = Normaliser(KEY, NormaliserSettings(kind, length))(number_of_keys(places, keys))
+    return Whereabouts(RotaryPositions(KEY, PositionSettings())(places), weighting, keys, taken, slots, tiles)
 
 
 @pytest.mark.parametrize("value_activation", ["silu", "none"])
@@ -90,7 +92,7 @@ def test_a_unit_of_the_package_on_the_same_weights():
     here = torch.zeros(1, KEY, 2)
     torch.testing.assert_close(ours(x, whereabouts("relu2", here)), theirs(x), atol=1e-5, rtol=1e-4)
     valid = torch.arange(KEY).expand(2, -1) < 5
-    fixed = ours(x, whereabouts("relu2_fixed", here, valid, length=KEY))
+    fixed = ours(x, whereabouts("relu2_fixed", here, valid[:, None], length=KEY))
     torch.testing.assert_close(fixed, theirs(x, mask=valid), atol=1e-5, rtol=1e-4)
 
 
@@ -107,20 +109,30 @@ def test_chunk_attention_of_the_package_on_the_same_weights():
     torch.testing.assert_close(found, theirs(x) - x, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [30, 17])
 @pytest.mark.parametrize("kind", ["relu2", "softmax"])
-def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, tokens):
+@pytest.mark.parametrize(
+    ("rows", "columns", "tokens", "form"),
+    [
+        (6, 9, 54, "tiles"),  # a grid of full chunks of 3 x 3, row by row
+        (5, 6, 30, "slots"),  # the lower chunks are a row short
+        (5, 6, 24, "slots"),
+        (5, 6, 17, "pairs"),  # 17^2 pairs are fewer than those of four chunks
+    ],
+)
+def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, rows, columns, tokens, form):
     """The O(n^2) form: near scores where two tokens share a chunk, far scores everywhere, padding nowhere."""
-    rows, columns = 5, 6  # chunks of 3 x 3, of which the lower ones are a row short
     layer = shaken(MixedChunkAttention(WIDTH, INNER, KEY, bias=True))
     x = torch.randn(2, tokens, WIDTH)
-    index = torch.stack([torch.randperm(rows * columns)[:tokens] for _ in range(2)])
+    shuffled = torch.stack([torch.randperm(rows * columns)[:tokens] for _ in range(2)])
+    index = torch.arange(tokens)[None] if form == "tiles" else shuffled
     valid = torch.arange(tokens).expand(2, -1) < 14 if tokens < rows * columns else None
     places = torch.stack([index // columns, index % columns], dim=-1).float()
     there = torch.ones(2, tokens, dtype=torch.bool) if valid is None else valid
     positions = RotaryPositions(KEY, PositionSettings())
-    in_chunks, taken, slots = ChunkPlaces(3)(places, valid, (rows, columns))
-    found = layer(x, whereabouts(kind, in_chunks, taken, slots))
+    in_chunks, *told = ChunkPlaces(3)(places, valid, (rows, columns), form == "tiles")
+    where = whereabouts(kind, in_chunks, *told)
+    assert form == ("tiles" if where.tiles else "pairs" if where.slots is None else "slots")
+    found = layer(x, where)
     with torch.no_grad():
         u, v, z = F.silu(layer.enter(x)).split([INNER, INNER, KEY], -1)
         rotation = positions(places)

@@ -20,7 +20,7 @@ def weights(raw: torch.Tensor, kind: str, length: int, valid: torch.Tensor | Non
 def counted(normaliser: Normaliser, raw: torch.Tensor, valid: torch.Tensor | None = None) -> Weighting:
     """Of as many keys as the scores have."""
     places = torch.zeros(raw.shape[0], raw.shape[-1], 2)
-    return normaliser(number_of_keys(places, None if valid is None else valid.squeeze(-2)))
+    return normaliser(number_of_keys(places, valid))
 
 
 @pytest.fixture
