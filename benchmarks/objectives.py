@@ -150,10 +150,9 @@ def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> di
         for metric in arguments.metrics or (METRICS if arguments.final else ("linear", "knn")):
             command, *head = COMMANDS[metric]
             heatssl(command, [f"run={run_folder}", f"seed={seed}", "random_init=false", *head])
-        lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
         on_the_way = [
             [round(line["step"] * seconds_per_step, 1), line["knn/accuracy"]]
-            for line in lines
+            for line in metrics(run_folder)
             if "knn/accuracy" in line
         ]
         evaluation = json.loads((run_folder / "evaluation.json").read_text())["results"]
@@ -191,8 +190,7 @@ def seconds_of_core(settings: list[str], folder: Path) -> float:
 def seconds_on_gpu(settings: list[str], folder: Path) -> float:
     """Of one step, by the clock, once the first have compiled and filled what they need."""
     pretrain(settings, GPU_STEPS, folder)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    halfway, end = lines[0], lines[-1]
+    halfway, *_, end = metrics(folder)
     return (end["seconds"] - halfway["seconds"]) / (end["step"] - halfway["step"])
 
 
@@ -218,14 +216,18 @@ def pretrain(settings: list[str], steps: int, folder: Path) -> dict[str, Any]:
     usage = heatssl(
         "pretrain", [*settings, f"trainer.steps={steps}", f"trainer.log_every={log_every}", f"output={folder}"]
     )
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    training = next(line for line in reversed(lines) if "train/loss" in line)
+    training = next(line for line in reversed(metrics(folder)) if "train/loss" in line)
     return {
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),  # start-up and writing included
         "wall_seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mib": usage.ru_maxrss // 1024,
         **{key: round(value, 4) for key, value in training.items() if key.startswith(("health/", "train/loss"))},
     }
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """What a run wrote down on its way, the first first."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def heatssl(command: str, settings: list[str]) -> resource.struct_rusage:

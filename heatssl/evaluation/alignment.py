@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.errors import UserError
+from heatssl.evaluation.checks import is_finite
 
 
 class Alignment(nn.Module):
@@ -37,7 +38,7 @@ class Alignment(nn.Module):
                 f"features must be (N, C) of the same two or more images at both sizes, not {tuple(there.shape)} and "
                 f"{tuple(here.shape)}"
             )
-        if not (there.isfinite().all() and here.isfinite().all()):
+        if not (is_finite(there) and is_finite(here)):
             raise UserError("features that are not finite cannot be aligned: look at the backbone with heatssl health")
         if not 0 < ridge < float("inf"):
             raise UserError(f"ridge={ridge:g} must be over 0 and finite")

@@ -74,9 +74,14 @@ def _check_values(split: str, kind: str, x: Tensor, y: Tensor) -> None:
         raise UserError(f"{split} is empty: give at least one image")
     if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
         raise UserError(f"{split} {kind} must be floating and labels integer, not {x.dtype} and {y.dtype}")
-    # One number per chunk: a mask of the whole bank would cost a quarter of the bank's memory.
-    if not all(torch.isfinite(part).all() for part in x.split(max(1, CHUNK // max(1, x[0].numel())))):
+    if not is_finite(x):
         raise UserError(f"{split} {kind} contain NaN or infinity: the weights are broken, use an earlier checkpoint")
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no number of x (N, ...), N over 0, is NaN or infinity."""
+    # One number per chunk: a mask of the whole bank would cost a quarter of the bank's memory.
+    return all(bool(torch.isfinite(part).all()) for part in x.split(max(1, CHUNK // max(1, x[0].numel()))))
 
 
 def _check_device(*tensors: Tensor) -> None:
