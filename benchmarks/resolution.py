@@ -2,6 +2,7 @@
 
 python benchmarks/resolution.py runs/gau_softmax runs/vit          # pretrained: benchmarks/objectives.py --keep runs
 python benchmarks/resolution.py --labels gau_relu2 vit --root imagenette96.tar        # trained with labels here first
+python benchmarks/resolution.py --labels gau_relu2 vit --crop-scale 0.6 1             # on the generated scenes
 
 A classifier of the features of train at the size of training (a linear probe and kNN; with labels the model's own
 head) meets other images at every size: a held-out tenth of train, or val with --final, once for a figure that is
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders of heatssl pretrain")
     parser.add_argument("--labels", nargs="+", choices=BACKBONES, default=[], help="train these with labels first")
-    parser.add_argument("--root", help="with --labels: imagenette96.tar or a folder of the same layout")
+    parser.add_argument("--root", help="with --labels: imagenette96.tar or its like; without, the scenes")
     parser.add_argument("--core-seconds", type=float, default=600.0, help="with --labels: of training")
     parser.add_argument("--image-size", type=int, default=64, help="with --labels: in training")
     parser.add_argument("--seed", type=int, default=0, help="with --labels")
@@ -95,6 +96,7 @@ def main() -> None:
             keep(measure(backbone, None, data, described, reach=encoded - 1, arguments=arguments))
         for name in arguments.labels:
             data = DataConfig("tar", arguments.root, arguments.image_size, arguments.crop_scale, workers=0)
+            data = data if arguments.root else dataclasses.replace(data, name="shapes", train_size=8000)
             data = data if arguments.final else dataclasses.replace(data, held_out=0.1)
             backbone, head = train_with_labels(name, data, arguments)
             described = {
