@@ -182,7 +182,7 @@ def ways(backbone: nn.Module) -> list[str]:
     """Positions, and what the normaliser does at another length than that of training."""
     if not hasattr(backbone, "normaliser"):
         return ["interpolated positions"]
-    positions = ["rope", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
+    positions = ["rope", "interpolated", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
     factors = ["", " + log n at test"] if backbone.normaliser.settings.kind == "softmax" else [""]
     return [position + factor for factor in factors for position in positions]
 
@@ -192,8 +192,8 @@ def switch(backbone: nn.Module, way: str, scale: float, reach: float) -> None:
     if way == "interpolated positions":
         return
     kind, _, factor = way.partition(" + ")
-    larger = max(1.0, scale)
-    set_positions(backbone, PositionSettings(kind, scale=larger, window=reach))
+    factor_of_size = scale if kind == "interpolated" else max(1.0, scale)
+    set_positions(backbone, PositionSettings(kind, scale=factor_of_size, window=reach))
     settings: NormaliserSettings = backbone.normaliser.settings  # type: ignore[union-attr, assignment]
     set_normaliser(backbone, dataclasses.replace(settings, log_n_at_test=bool(factor)))
 

@@ -4,6 +4,9 @@ RoPE turns pairs of channels of queries and keys by angles proportional to their
 on the offset alone. In two dimensions (axial) the first half of the channels turns with the row, the second with the
 column. Beyond the offsets met in training the fast turns are noise; each of these keeps offsets familiar:
 
+* ``interpolated``: a patch is a step of 1 / ``scale`` (position interpolation, arXiv 2306.15595), as in the table of a
+  ViT that meets a larger image: what lies a quarter of the image apart in a larger image of the same thing does so
+  still. The others keep offsets in patches;
 * ``ntk``: slower turns, the slowest by ``scale`` and the fastest hardly at all: base * scale^(m / (m - 1)) for m
   frequencies; ``ntk_mixed``: theta_j is divided by exp(a j^0.625), a m^0.625 = log scale, j = 1 ... m
   (kexue.fm 9706; both as fixed changes of the frequencies);
@@ -11,7 +14,7 @@ column. Beyond the offsets met in training the fast turns are noise; each of the
 * ``leaky_rerope``: beyond it they grow on, by 1 / ``scale`` a patch. A scale below 1 is the inverse (kexue.fm 9728):
   train so, with steps above one outside the window, and evaluate with ``rope``.
 
-With a scale of 1, the default, ``ntk``, ``ntk_mixed`` and ``leaky_rerope`` are ``rope``: set it for a larger grid.
+With a scale of 1, the default, all but ``rerope`` are ``rope``: set it for a larger grid.
 
 Nothing here has weights: :func:`heatssl.backbones.set_positions` changes a trained model.
 """
@@ -23,8 +26,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["rope", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
-_MIXED_EXPONENT = 0.625  # b of kexue.fm 9706, between position interpolation (0) and ntk (1)
+Kind = Literal["rope", "interpolated", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
+_MIXED_EXPONENT = 0.625  # b of kexue.fm 9706, between interpolated (0) and ntk (1)
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class PositionSettings:
     Attributes:
         kind: see the module's text.
         base: of the frequencies base^(-j / m), radians per patch, j = 0 ... m - 1.
-        scale: ntk, ntk_mixed: sides of the new grid over those of training. leaky_rerope: patches outside the window
-            that count as one.
+        scale: interpolated, ntk, ntk_mixed: sides of the new grid over those of training. leaky_rerope: patches outside
+            the window that count as one.
         window: rerope, leaky_rerope: patches along an axis.
 
     Raises:
@@ -127,6 +130,8 @@ def frequencies(number: int, settings: PositionSettings) -> Tensor:
     if settings.kind == "ntk" and number > 1:
         base *= settings.scale ** (number / (number - 1))
     turns = base ** (-index / number)
+    if settings.kind == "interpolated":
+        turns = turns / settings.scale
     if settings.kind == "ntk_mixed":
         turns = turns / torch.exp(math.log(settings.scale) * ((index + 1) / number) ** _MIXED_EXPONENT)
     return turns

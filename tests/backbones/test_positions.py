@@ -88,6 +88,16 @@ def test_far_offsets_count_as_the_formula_says(settings):
         torch.testing.assert_close(found[0, i, j], scores(both, both, turn(pair))[0, 0, 1], atol=1e-5, rtol=1e-5)
 
 
+def test_interpolated_positions_keep_offsets_in_parts_of_the_image():
+    """The places of 8 x 8 patches, and every third of 24 x 24: the same scores, inside a patch of 1x too."""
+    query, key = torch.randn(2, 1, 5, WIDTH)
+    places = 7 * torch.rand(1, 5, 2)
+    rope = RotaryPositions(WIDTH, PositionSettings())
+    found = scores(query, key, RotaryPositions(WIDTH, PositionSettings("interpolated", scale=3.0))(3 * places))
+    torch.testing.assert_close(found, scores(query, key, rope(places)), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, scores(query, key, rope(3 * places)), atol=1e-1)
+
+
 def test_ntk_leaves_the_fastest_turn_and_slows_the_slowest_by_the_scale():
     plain = frequencies(8, PositionSettings())
     slowed = plain / frequencies(8, PositionSettings("ntk", scale=3.0))
@@ -113,7 +123,7 @@ def test_positions_of_a_model_change_without_its_weights():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PositionSettings("rope3"), "must be one of rope, ntk"),
+        (lambda: PositionSettings("rope3"), "must be one of rope, interpolated, ntk"),
         (lambda: PositionSettings(window=0), "window of positions must be positive"),
         (lambda: PositionSettings(scale=math.nan), "scale of positions must be positive and finite, not nan"),
         (lambda: PositionSettings(base=math.inf), "base of positions must be positive and finite, not inf"),
