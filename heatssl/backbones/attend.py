@@ -16,7 +16,8 @@ class Whereabouts(NamedTuple):
         rotation: of their places; in chunk attention of the places in G chunks of m each.
         weighting: of as many keys as there are.
         keys: bool, broadcasting with (B, n, n), in chunks with (B, G, m, m): which keys each query has; None: all.
-        taken: chunk attention: (B or 1, G, m) or (B, n) bool, which places have a token; None: all.
+        valid: chunk attention: (B, n) bool, which tokens are there; None: all.
+        number: chunk attention: how many these are, float32, broadcasting with (B, 1, 1).
         slots: chunk attention: (B or 1, n) long, the place g m + k of each token; None: tokens stand as they are.
         tiles: chunk attention: chunks down and across and rows and columns of each, where they are full; else None.
     """
@@ -24,7 +25,8 @@ class Whereabouts(NamedTuple):
     rotation: Rotation
     weighting: Weighting
     keys: Tensor | None
-    taken: Tensor | None = None
+    valid: Tensor | None = None
+    number: Tensor | None = None
     slots: Tensor | None = None
     tiles: tuple[int, int, int, int] | None = None
 

@@ -31,7 +31,7 @@ class ChunkPlaces(nn.Module):
 
     def forward(
         self, places: Tensor, valid: Tensor | None, grid: tuple[int, int], is_grid: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[int, int, int, int] | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[int, int, int, int] | None]:
         """Sort tokens into G chunks of m places each.
 
         Args:
@@ -42,7 +42,7 @@ class ChunkPlaces(nn.Module):
 
         Returns:
             rows and columns (B or 1, G, m, 2) in chunks, zero where a place is empty, or as they were; and ``keys``,
-            ``taken``, ``slots`` and ``tiles`` of :class:`Whereabouts`, the slot of padding being G m.
+            ``slots`` and ``tiles`` of :class:`Whereabouts`, the slot of padding being G m.
         """
         height, width = chunk_size(grid, self.longest)
         down, across = math.ceil(grid[0] / height), math.ceil(grid[1] / width)
@@ -54,10 +54,10 @@ class ChunkPlaces(nn.Module):
             if chunks > 1:
                 share = chunk.unsqueeze(-1) == chunk.unsqueeze(-2)
                 keys = share if keys is None else share & keys
-            return places, keys, valid, None, None
+            return places, keys, None, None
         if is_grid and chunks * size == tokens:
             tiles = (down, across, height, width)
-            return into_tiles(places, tiles), None, None, None, tiles
+            return into_tiles(places, tiles), None, None, tiles
         if is_grid:
             rank = row % height * width + column % width
         else:
@@ -69,7 +69,7 @@ class ChunkPlaces(nn.Module):
         in_chunks = into_chunks(places.expand(slots.shape[0], -1, -1), slots, chunks, size)
         ones = torch.ones(slots.shape[0], tokens, 1, device=places.device)
         taken = into_chunks(ones, slots, chunks, size).squeeze(-1) > 0
-        return in_chunks, taken.unsqueeze(-2), taken, slots, None
+        return in_chunks, taken.unsqueeze(-2), slots, None
 
 
 class MixedChunkEncoder(GatedAttentionEncoder):
@@ -96,9 +96,10 @@ class MixedChunkEncoder(GatedAttentionEncoder):
 
     def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int], is_grid: bool = False) -> Whereabouts:
         """See :meth:`PatchEncoder.locate`: places in chunks, and where each token is there."""
-        in_chunks, keys, taken, slots, tiles = self.chunks(places, valid, grid, is_grid and valid is None)
+        in_chunks, keys, slots, tiles = self.chunks(places, valid, grid, is_grid and valid is None)
         weighting = self.normaliser(number_of_keys(in_chunks, keys))
-        return Whereabouts(self.positions(in_chunks), weighting, keys, taken, slots, tiles)
+        number = number_of_keys(places, None if valid is None else valid.unsqueeze(-2))
+        return Whereabouts(self.positions(in_chunks), weighting, keys, valid, number, slots, tiles)
 
 
 def chunk_size(grid: tuple[int, int], longest: int) -> tuple[int, int]:

@@ -56,12 +56,11 @@ class MixedChunkAttention(GatedUnit):
     def by_pairs(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """A written out, near and far in one matrix: (B, n, e), (B, n, s) -> (B, n, e)."""
         query, key, far_query, far_key = self.query_key(z).unbind(-2)
-        cos, sin, taken = where.rotation.cos[0], where.rotation.sin[0], where.taken
-        count = torch.full((1, 1, 1), float(z.shape[1]), device=z.device)
-        if taken is not None:
-            count = taken.sum(dim=1).clamp_min(1)[:, None, None]
-            value = value.masked_fill(~taken.unsqueeze(-1), 0.0)
-        far_query = rotate(far_query, cos, sin) / count.to(z.dtype)
+        cos, sin, valid, number = where.rotation.cos[0], where.rotation.sin[0], where.valid, where.number
+        assert number is not None
+        if valid is not None:
+            value = value.masked_fill(~valid.unsqueeze(-1), 0.0)
+        far_query = (rotate(far_query, cos, sin) / number).to(z.dtype)
         far = far_query @ rotate(far_key, cos, sin).transpose(-2, -1)
         return (weights(query, key, where) + far) @ value
 
@@ -72,11 +71,9 @@ class MixedChunkAttention(GatedUnit):
         """
         query, key, far_query, far_key = self.query_key(z).unbind(-2)
         near = attend(query, key, value, None, where)
-        cos, sin, taken = where.rotation.cos[0], where.rotation.sin[0], where.taken
-        count = torch.full((1, 1, 1), float(z.shape[1] * z.shape[2]), device=z.device)
-        if taken is not None:
-            count = taken.sum(dim=(1, 2)).clamp_min(1)[:, None, None]
-        memory = rotate(far_key, cos, sin).flatten(1, 2).transpose(-2, -1) @ value.flatten(1, 2) / count  # B s e
+        cos, sin, number = where.rotation.cos[0], where.rotation.sin[0], where.number
+        assert number is not None
+        memory = rotate(far_key, cos, sin).flatten(1, 2).transpose(-2, -1) @ value.flatten(1, 2) / number  # B s e
         far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(z.dtype)
         return near + far.unflatten(1, (z.shape[1], z.shape[2]))
 

@@ -33,11 +33,11 @@ def shaken(module: nn.Module) -> nn.Module:
 
 
 def whereabouts(
-    kind: str, places: torch.Tensor, keys=None, taken=None, slots=None, tiles=None, length: int = 5
+    kind: str, places: torch.Tensor, keys=None, valid=None, number=None, slots=None, tiles=None, length: int = 5
 ) -> Whereabouts:
     """What a layer is told of tokens at these places (..., n, 2)."""
     weighting = Normaliser(KEY, NormaliserSettings(kind, length))(number_of_keys(places, keys))
-    return Whereabouts(RotaryPositions(KEY, PositionSettings())(places), weighting, keys, taken, slots, tiles)
+    return Whereabouts(RotaryPositions(KEY, PositionSettings())(places), weighting, keys, valid, number, slots, tiles)
 
 
 @pytest.mark.parametrize("value_activation", ["silu", "none"])
@@ -105,7 +105,8 @@ def test_chunk_attention_of_the_package_on_the_same_weights():
     copy_weights(ours, theirs, theirs.qk_offset_scale, theirs.to_out, order=[0, 2, 1, 3])
     x = torch.randn(2, chunks * places, WIDTH)
     here = torch.zeros(1, chunks, places, 2)
-    found = ours(x, whereabouts("relu2", here, slots=torch.arange(chunks * places)[None]))
+    number, slots = torch.full((1, 1, 1), float(chunks * places)), torch.arange(chunks * places)[None]
+    found = ours(x, whereabouts("relu2", here, number=number, slots=slots))
     torch.testing.assert_close(found, theirs(x) - x, atol=1e-5, rtol=1e-4)
 
 
@@ -129,8 +130,8 @@ def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, rows, columns
     places = torch.stack([index // columns, index % columns], dim=-1).float()
     there = torch.ones(2, tokens, dtype=torch.bool) if valid is None else valid
     positions = RotaryPositions(KEY, PositionSettings())
-    in_chunks, *told = ChunkPlaces(3)(places, valid, (rows, columns), form == "tiles")
-    where = whereabouts(kind, in_chunks, *told)
+    in_chunks, keys, slots, tiles = ChunkPlaces(3)(places, valid, (rows, columns), form == "tiles")
+    where = whereabouts(kind, in_chunks, keys, valid, there.sum(1)[:, None, None], slots, tiles)
     assert form == ("tiles" if where.tiles else "pairs" if where.slots is None else "slots")
     found = layer(x, where)
     with torch.no_grad():
