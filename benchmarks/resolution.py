@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from heatssl.allocator import keep_freed_memory
 from heatssl.backbones import (
     NormaliserSettings,
     PositionSettings,
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the recorded rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     if not arguments.table:
         for run in arguments.runs:
             config = load_config(run / "config.yaml")
@@ -153,7 +155,7 @@ def measure(
         # Opened anew at each size: the generated scenes are drawn at it, not enlarged.
         there = dataclasses.replace(data, image_size=round(data.image_size * scale))
         val = open_split(dataclasses.replace(there, val_size=arguments.images), "val")
-        batch_size = max(8, round(256 / scale**3))
+        batch_size = round(min(256, max(1, 256 / scale**4)))  # as many pairs at every size
         val_x, val_y = extract_features(backbone, val, there, batch_size=batch_size)
         same = extract_features(backbone, unlabelled(there, arguments.unlabelled), there, batch_size=batch_size)[0]
         centred = val_x - same.mean(dim=0) + here.mean(dim=0)
