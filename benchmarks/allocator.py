@@ -9,6 +9,7 @@ benchmarks/results/allocator.jsonl.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -40,13 +41,11 @@ def main() -> None:
         print(json.dumps(measure(model, work, kept == "kept")))
         return
     if not arguments.table:
-        for model in arguments.models:
-            for work in ("forward", "training"):
-                for kept in ("kept", "as it is"):
-                    command = [sys.executable, __file__, "--measure", model, work, kept]
-                    row = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                    with RESULTS.open("a") as file:
-                        file.write(row)
+        for case in itertools.product(arguments.models, ("forward", "training"), ("kept", "as it is")):
+            command = [sys.executable, __file__, "--measure", *case]
+            row = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            with RESULTS.open("a") as file:
+                file.write(row)
     print(table())
 
 

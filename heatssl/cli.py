@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from heatssl import __version__
-from heatssl.allocator import keep_freed_memory
 from heatssl.errors import UserError
 from heatssl.help_text import SUMMARY, command_help, overview
 from heatssl.words import LISTS, settings
@@ -64,6 +63,8 @@ def run(command: str, overrides: list[str]) -> None:
     Raises:
         UserError: when settings or data cannot work.
     """
+    from heatssl.allocator import keep_freed_memory
+
     keep_freed_memory()
     if command == "demo":
         from heatssl.demo import run_demo

@@ -33,6 +33,13 @@ def test_a_second_tensor_takes_the_memory_of_the_first() -> None:
     assert kept < as_it_is / 4
 
 
+def test_a_command_keeps_what_it_frees(tmp_path) -> None:
+    if not keep_freed_memory():
+        pytest.skip("malloc is not glibc's")
+    command = f"from heatssl.cli import main; assert main(['health', 'run={tmp_path}/none']) == 2"
+    assert faults_of_a_second_tensor(command) < faults_of_a_second_tensor("") / 4
+
+
 def test_a_library_leaves_the_process_as_it_was() -> None:
     """``import heatssl`` and all of its rooms must not change the allocator of somebody else's program."""
     if not keep_freed_memory():
