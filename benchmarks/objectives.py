@@ -39,6 +39,7 @@ from heatssl.evaluation.results import commit, hardware
 
 RESULTS = Path(__file__).parent / "results" / "objectives.jsonl"
 CALIBRATION_STEPS = (4, 28)  # the difference leaves the start out
+CALIBRATION_SHARE = 0.05  # of a run, which is measured once those few steps have told how long that is
 GPU_STEPS = 60  # whose second half is counted
 LOOK = ["trainer.knn_train_size=4000", "trainer.knn_val_size=900"]
 CORES = 2  # whose minutes are meant
@@ -142,8 +143,12 @@ def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> di
             run_folder = arguments.keep / re.sub(
                 r"[^a-z0-9]+", "_", f"{name}_{encoder}_{seed}_{'_'.join(arguments.settings)}"
             )
-        seconds_per_step = (seconds_on_gpu if on_gpu else seconds_of_core)(settings, run_folder)
-        steps = max(CALIBRATION_STEPS[1], round(60 * (1 if on_gpu else CORES) * arguments.minutes / seconds_per_step))
+        seconds = 60 * (1 if on_gpu else CORES) * arguments.minutes
+        if on_gpu:
+            seconds_per_step = seconds_on_gpu(settings, run_folder)
+        else:
+            seconds_per_step = seconds_of_core(settings, run_folder, CALIBRATION_SHARE * seconds)
+        steps = max(CALIBRATION_STEPS[1], round(seconds / seconds_per_step))
         looks = [f"trainer.knn_every={steps // arguments.on_the_way}", *LOOK] if arguments.on_the_way else []
         measured = pretrain([*settings, *looks], steps, run_folder)
         batch = OmegaConf.load(run_folder / "config.yaml").trainer.batch_size
@@ -181,10 +186,15 @@ def run(name: str, encoder: str, seed: int, arguments: argparse.Namespace) -> di
     }
 
 
-def seconds_of_core(settings: list[str], folder: Path) -> float:
-    """Of one step, by the process's own time."""
-    few, more = (pretrain(settings, steps, folder)["cpu_seconds"] for steps in CALIBRATION_STEPS)
-    return (more - few) / (CALIBRATION_STEPS[1] - CALIBRATION_STEPS[0])
+def seconds_of_core(settings: list[str], folder: Path, seconds: float) -> float:
+    """Of one step, by the process's own time; over about so many seconds, as what runs beside it comes and goes."""
+    few, more = CALIBRATION_STEPS
+    started, some = (pretrain(settings, steps, folder)["cpu_seconds"] for steps in CALIBRATION_STEPS)
+    per_step = (some - started) / (more - few)
+    many = round(seconds / per_step)
+    if many <= more:
+        return per_step
+    return (pretrain(settings, many, folder)["cpu_seconds"] - started) / (many - few)
 
 
 def seconds_on_gpu(settings: list[str], folder: Path) -> float:
