@@ -58,23 +58,24 @@ def ways(batch: int, tokens: int, device: torch.device) -> dict[str, Way]:
     torch.manual_seed(0)
     kind: dict[str, Any] = {"device": device, "dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     unit = [torch.randn(batch, tokens, width, **kind).requires_grad_() for width in (KEYS, KEYS, VALUES, VALUES)]
+    query, key, value, gate = unit
     heads = [torch.randn(batch, HEADS, tokens, VALUES // 2 // HEADS, **kind).requires_grad_() for _ in range(3)]
+    of_heads = (heads[0], heads[1], heads[2])
     factor, divisor = torch.full((1, 1, 1), KEYS**-0.5, device=device), torch.ones(1, 1, 1, device=device)
 
     def gated(activation: str, backend: str) -> Way:
-        return lambda: attention(*unit, activation, factor, divisor, backend=backend), unit
+        return lambda: attention(query, key, value, gate, activation, factor, divisor, backend=backend), unit
 
     def six_heads() -> Tensor:
         """What fused attention can express: queries and keys shared, scores computed for each head anew."""
-        query, key, value, gate = unit
-        shared = (each[:, None].expand(-1, HEADS, -1, -1) for each in (query, key))
-        mixed = F.scaled_dot_product_attention(*shared, value.unflatten(2, (HEADS, -1)).transpose(1, 2))
+        queries, keys = (each[:, None].expand(-1, HEADS, -1, -1) for each in (query, key))
+        mixed = F.scaled_dot_product_attention(queries, keys, value.unflatten(2, (HEADS, -1)).transpose(1, 2))
         return gate * mixed.transpose(1, 2).flatten(2)
 
     backends = ("eager", "triton") if device.type == "cuda" else ("eager",)
     found = {f"{backend}, {name}": gated(name, backend) for backend in backends for name in ("softmax", "relu2")}
     found["six heads through torch, softmax"] = six_heads, unit
-    return found | {"vit": (lambda: F.scaled_dot_product_attention(*heads), heads)}
+    return found | {"vit": (lambda: F.scaled_dot_product_attention(*of_heads), heads)}
 
 
 def measure(

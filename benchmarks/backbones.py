@@ -76,7 +76,7 @@ def measure(tokens: int, device: torch.device, settings: argparse.Namespace) -> 
     images = torch.randn(batch, 3, side, side, device=device)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in settings.models}
     rows: dict[str, dict[str, Any]] = {}
-    models = {name: create(name, settings.size, side) for name in settings.models}
+    models: dict[str, Any] = {name: create(name, settings.size, side) for name in settings.models}
     for repeat in range(settings.repeats + 1):
         for name in settings.models:
             model = models[name].to(device)

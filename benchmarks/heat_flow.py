@@ -31,7 +31,7 @@ from heatssl.export import load_backbone
 RESULTS = Path(__file__).parent / "results" / "heat_flow.jsonl"
 OBJECT, BACKGROUND = 1, 2
 LEFT_OUT = {"heat_flow", "cam", "hirescam"}  # of `self`, the last two are gradcam without its ReLU, or gradcam itself
-FEWER: dict[str, dict[str, int]] = {  # samples, so that a run takes a quarter of an hour
+FEWER: dict[str, dict[str, Any]] = {  # samples, so that a run takes a quarter of an hour
     "expected_gradients": {"samples": 16},
     "integrated_gradients": {"steps": 12},
     "layer_integrated_gradients": {"steps": 12},

@@ -14,6 +14,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from heatssl.evaluation.results import commit, hardware, write_record
 from heatssl.heat import FirstOrder, Propagator, laplacian_stencil
-from heatssl.ops import Boundary, depthwise_stencil, residual_loss
+from heatssl.ops import Backend, Boundary, depthwise_stencil, residual_loss
 
 RESULTS = Path(__file__).parent / "results" / "ops"
 FIVE = laplacian_stencil("5pt")
@@ -81,7 +82,7 @@ def residual_rows(
 ) -> list[dict[str, object]]:
     """Everything that computes one and the same loss on one field."""
     z = torch.randn(size, device=device).to(memory_format=layout).requires_grad_()
-    fast = "triton" if device.type == "cuda" else "compiled"
+    fast: Backend = "triton" if device.type == "cuda" else "compiled"
     losses: dict[str, Loss] = {
         fast: lambda z: residual_loss(z, FIVE, boundary, fast),
         "eager": lambda z: residual_loss(z, FIVE, boundary, "eager"),
@@ -95,8 +96,11 @@ def residual_rows(
     for name, loss in losses.items():  # also the warm-up; only the same numbers may be compared
         check(name, loss, z, references[name], boundary)
     empty = torch.empty_like(z)
-    timed = {"copy": z.detach().clone, "copy into place": lambda: empty.copy_(z.detach())}
-    timed |= {name: lambda loss=loss: backward(loss, z) for name, loss in losses.items()}
+    timed: dict[str, Callable[[], object]] = {
+        "copy": z.detach().clone,
+        "copy into place": lambda: empty.copy_(z.detach()),
+        **{name: partial(backward, loss, z) for name, loss in losses.items()},
+    }
     seconds = interleaved(timed, repeats, device)
     copy, best_copy = seconds["copy"]
     rows = []
@@ -229,7 +233,7 @@ def quarter_rows(size: tuple[int, ...], commuting: bool, repeats: int, device: t
         return law.move_to_quarters(quarter, corner)
 
     torch.testing.assert_close(one_by_one(), at_once(), rtol=1e-3, atol=1e-3)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "one by one": lambda: one_by_one().square().sum().backward(),
         "at once": lambda: at_once().square().sum().backward(),
     }

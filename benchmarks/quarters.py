@@ -47,7 +47,8 @@ class QuartersAlone(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) -> field (B, C, 2 side, 2 side)."""
         corners = torch.tensor(CORNERS).repeat_interleave(len(images), dim=0) * self.side
-        blocks = encode_block(self.backbone, images.repeat(4, 1, 1, 1), *corners.T, self.side, self.side)
+        rows, columns = corners.unbind(dim=1)
+        blocks = encode_block(self.backbone, images.repeat(4, 1, 1, 1), rows, columns, self.side, self.side)
         top_left, top_right, bottom_left, bottom_right = blocks.chunk(4)
         top, bottom = torch.cat([top_left, top_right], dim=3), torch.cat([bottom_left, bottom_right], dim=3)
         return torch.cat([top, bottom], dim=2)
@@ -75,6 +76,7 @@ def measure(run: Path) -> Iterator[dict[str, Any]]:
     config = load_config(run / "config.yaml")
     if not config.data.held_out:
         raise SystemExit(f"{run} has seen all of train: pretrain with data.held_out=0.1, to keep val unread")
+    backbone: Any
     backbone, info = load_backbone(str(run))
     about = {"model": info.name, "arguments": info.arguments, "trained": config.objective["name"], "seed": config.seed}
     for way in ways(backbone):
@@ -89,7 +91,7 @@ def measure(run: Path) -> Iterator[dict[str, Any]]:
             yield row | {"hardware": hardware(torch.device("cpu")), "commit": commit()}
 
 
-def ways(backbone: nn.Module) -> list[str]:
+def ways(backbone: Any) -> list[str]:
     """The normaliser as trained, and with the factor log n at test where it can have it."""
     if not hasattr(backbone, "normaliser"):
         return ["softmax"]

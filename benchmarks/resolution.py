@@ -29,7 +29,6 @@ from torch import nn
 
 from heatssl.allocator import keep_freed_memory
 from heatssl.backbones import (
-    NormaliserSettings,
     PositionSettings,
     create_backbone,
     geometry,
@@ -180,7 +179,7 @@ def unlabelled(data: DataConfig, number: int) -> ImageData:
     return balanced_subset(open_split(data, "train"), number)
 
 
-def ways(backbone: nn.Module) -> list[str]:
+def ways(backbone: Any) -> list[str]:
     """Positions, and what the normaliser does at another length than that of training."""
     if not hasattr(backbone, "normaliser"):
         return ["interpolated positions"]
@@ -189,15 +188,16 @@ def ways(backbone: nn.Module) -> list[str]:
     return [position + factor for factor in factors for position in positions]
 
 
-def switch(backbone: nn.Module, way: str, scale: float, reach: float) -> None:
+def switch(backbone: Any, way: str, scale: float, reach: float) -> None:
     """Set a trained model up for images that are ``scale`` times as large."""
     if way == "interpolated positions":
         return
+    kind: Any
     kind, _, factor = way.partition(" + ")
     factor_of_size = scale if kind == "interpolated" else max(1.0, scale)
     set_positions(backbone, PositionSettings(kind, scale=factor_of_size, window=reach))
-    settings: NormaliserSettings = backbone.normaliser.settings  # type: ignore[union-attr, assignment]
-    set_normaliser(backbone, dataclasses.replace(settings, log_n_at_test=bool(factor)))
+    settings = dataclasses.replace(backbone.normaliser.settings, log_n_at_test=bool(factor))
+    set_normaliser(backbone, settings)
 
 
 def train_with_labels(name: str, data: DataConfig, arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
