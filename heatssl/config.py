@@ -31,7 +31,7 @@ class DataConfig:
     held_out: float = 0.0  # share of train that takes the place of val, which stays unread: to choose settings on
     expected_classes: int | None = None  # checked before the first step, in train and in val
     # changes only the speed
-    workers: int = 2
+    workers: int = 2  # processes that read images, at most one for each core
     # bookkeeping
     bad_fraction: float = 0.01  # stop when more than this share of the files cannot be read
 
@@ -102,7 +102,7 @@ class EvaluationConfig:
     image_size: int | None = None  # pixels of a side; null: as in training
     seed: int = 0
     batch_size: int = 256
-    workers: int = 2
+    workers: int = 2  # processes that read images, at most one for each core
     accelerator: str = "auto"
     output: str | None = None  # null: the run folder
 
@@ -212,7 +212,7 @@ class EvaluateConfig:
     ignore: list[int] = field(default_factory=list)  # full: values of masks that count nowhere, as segment does
     fresh: bool = False  # measure again what stands in evaluation.json of the run or of the output already
     batch_size: int = 256
-    workers: int = 2
+    workers: int = 2  # processes that read images, at most one for each core
     accelerator: str = "auto"
     cache: bool = True  # keep features on disk, as knn does
     output: str = "runs/evaluation"  # results.json, .csv, .md and .html; evaluation.json of all that was measured

@@ -4,6 +4,7 @@ What a training batch holds depends only on (seed, step, rank, world) and the da
 step k meets the batches it would have met, whatever its number of workers.
 """
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -174,6 +175,7 @@ def _loader(views: _Views, batches: Sampler[list[_View]], workers: int) -> "Data
         whole = whole.data
     if isinstance(whole, Shapes):
         whole.paint_all()  # before the workers fork, or each would paint everything again
+    workers = min(workers, _cores())  # more only wait for each other, and torch warns of them
     return DataLoader(
         views,
         batch_sampler=batches,
@@ -184,6 +186,11 @@ def _loader(views: _Views, batches: Sampler[list[_View]], workers: int) -> "Data
         prefetch_factor=4 if workers > 0 else None,
         worker_init_fn=_leave_stopping_to_the_run,
     )
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_stopping_to_the_run(_: int) -> None:

@@ -1,6 +1,8 @@
 """If these fail, a resumed run sees other batches than an unbroken one, or a bad file poisons training."""
 
 import logging
+import os
+import warnings
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -113,6 +115,20 @@ def test_evaluation_shows_every_image_once_in_order_and_untouched(shapes: ImageD
         batches = list(loader)
         assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(50))
     assert np.array_equal(batches[0].images[3].permute(1, 2, 0).numpy(), np.asarray(shapes.load(3)))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen so on Linux alone")
+def test_there_are_no_more_workers_than_cores(shapes: ImageData) -> None:
+    """On one core torch would warn of two, at every command."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            batches = list(eval_loader(shapes, DataConfig(workers=2), batch_size=16))
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert len(batches) == 4
 
 
 def test_scenes_are_painted_once_and_not_by_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
