@@ -189,13 +189,13 @@ def ways(backbone: Any) -> list[str]:
 
 
 def switch(backbone: Any, way: str, scale: float, reach: float) -> None:
-    """Set a trained model up for images that are ``scale`` times as large."""
+    """Set a trained model up for images that are ``scale`` times as large as in training."""
     if way == "interpolated positions":
         return
     kind: Any
     kind, _, factor = way.partition(" + ")
-    factor_of_size = scale if kind == "interpolated" else max(1.0, scale)
-    set_positions(backbone, PositionSettings(kind, scale=factor_of_size, window=reach))
+    growth = None if kind == "interpolated" else max(1.0, scale)  # it follows the grid by itself
+    set_positions(backbone, PositionSettings(kind, scale=growth, window=reach))
     settings = dataclasses.replace(backbone.normaliser.settings, log_n_at_test=bool(factor))
     set_normaliser(backbone, settings)
 

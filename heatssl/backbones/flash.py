@@ -99,7 +99,7 @@ class MixedChunkEncoder(GatedAttentionEncoder):
         in_chunks, keys, slots, tiles = self.chunks(places, valid, grid, is_grid and valid is None)
         weighting = self.normaliser(number_of_keys(in_chunks, keys))
         number = number_of_keys(places, None if valid is None else valid.unsqueeze(-2))
-        return Whereabouts(self.positions(in_chunks), weighting, keys, valid, number, slots, tiles)
+        return Whereabouts(self.positions(in_chunks, grid), weighting, keys, valid, number, slots, tiles)
 
 
 def chunk_size(grid: tuple[int, int], longest: int) -> tuple[int, int]:

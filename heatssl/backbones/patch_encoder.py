@@ -67,7 +67,7 @@ class PatchEncoder(nn.Module):
         pos_embed: str = "none",
         positions: Any = "rope",
         position_base: float = 100.0,
-        position_scale: float = 1.0,
+        position_scale: float | None = None,
         position_window: float = 4.0,
         normaliser: Any = "softmax_plus",
         log_n_at_test: bool = False,
@@ -94,7 +94,7 @@ class PatchEncoder(nn.Module):
         )
         self.position_table = PositionTable(self.patch_embed.grid_size, embed_dim) if pos_embed == "learn" else None
         settings = PositionSettings(positions, position_base, position_scale, position_window)
-        self.positions = RotaryPositions(key_width, settings)
+        self.positions = RotaryPositions(key_width, settings, self.patch_embed.grid_size)
         usual = self.tokens_attended() if length is None else length
         weighting = NormaliserSettings(normaliser, usual, log_n_at_test)
         self.normaliser = Normaliser(key_width, weighting)
@@ -120,7 +120,7 @@ class PatchEncoder(nn.Module):
         self,
         places: Tensor,
         valid: Tensor | None,
-        grid: tuple[int, int],  # noqa: ARG002
+        grid: tuple[int, int],
         is_grid: bool = False,  # noqa: ARG002
     ) -> Whereabouts:
         """What the blocks are told of tokens.
@@ -132,7 +132,7 @@ class PatchEncoder(nn.Module):
             is_grid: whether the tokens are all patches of the grid, row by row.
         """
         keys = None if valid is None else valid.unsqueeze(-2)
-        return Whereabouts(self.positions(places), self.normaliser(number_of_keys(places, keys)), keys)
+        return Whereabouts(self.positions(places, grid), self.normaliser(number_of_keys(places, keys)), keys)
 
     def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Encode images, or some patches of each; the cost is that of these patches alone.

@@ -6,7 +6,7 @@ column. Beyond the offsets met in training the fast turns are noise; each of the
 
 * ``interpolated``: a patch is a step of 1 / ``scale`` (position interpolation, arXiv 2306.15595), as in the table of a
   ViT that meets a larger image: what lies a quarter of the image apart in a larger image of the same thing does so
-  still. The others keep offsets in patches;
+  still. Without a scale each axis follows the grid that is met. The others keep offsets in patches;
 * ``ntk``: slower turns, the slowest by ``scale`` and the fastest hardly at all: base * scale^(m / (m - 1)) for m
   frequencies; ``ntk_mixed``: theta_j is divided by exp(a j^0.625), a m^0.625 = log scale, j = 1 ... m
   (kexue.fm 9706; both as fixed changes of the frequencies);
@@ -14,7 +14,7 @@ column. Beyond the offsets met in training the fast turns are noise; each of the
 * ``leaky_rerope``: beyond it they grow on, by 1 / ``scale`` a patch. A scale below 1 is the inverse (kexue.fm 9728):
   train so, with steps above one outside the window, and evaluate with ``rope``.
 
-With a scale of 1, the default, all but ``rerope`` are ``rope``: set it for a larger grid.
+With a scale of 1, and without one on the grid of training, all but ``rerope`` are ``rope``.
 
 Nothing here has weights: :func:`heatssl.backbones.set_positions` changes a trained model.
 """
@@ -38,7 +38,7 @@ class PositionSettings:
         kind: see the module's text.
         base: of the frequencies base^(-j / m), radians per patch, j = 0 ... m - 1.
         scale: interpolated, ntk, ntk_mixed: sides of the new grid over those of training. leaky_rerope: patches outside
-            the window that count as one.
+            the window that count as one. None: interpolated follows each grid by itself, of the others it is 1.
         window: rerope, leaky_rerope: patches along an axis.
 
     Raises:
@@ -47,7 +47,7 @@ class PositionSettings:
 
     kind: Kind = "rope"
     base: float = 100.0
-    scale: float = 1.0
+    scale: float | None = None
     window: float = 4.0
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class PositionSettings:
             raise ValueError(f"positions must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
         for name in ("base", "scale", "window"):
             number = getattr(self, name)
-            if not (math.isfinite(number) and number > 0):
+            if number is not None and not (math.isfinite(number) and number > 0):
                 raise ValueError(f"{name} of positions must be positive and finite, not {number}")
 
 
@@ -81,6 +81,7 @@ class RotaryPositions(nn.Module):
     Args:
         width: s of queries and keys of one head, a multiple of 4.
         settings: see :class:`PositionSettings`.
+        grid: rows and columns of patches at training.
 
     Raises:
         ValueError: on another width.
@@ -88,11 +89,12 @@ class RotaryPositions(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, settings: PositionSettings) -> None:
+    def __init__(self, width: int, settings: PositionSettings, grid: tuple[int, int]) -> None:
         super().__init__()
         if width < 4 or width % 4:
             raise ValueError(f"axial rotary positions need a width that 4 divides, not {width}")
         self.width = width
+        self.rows, self.columns = grid
         self.register_buffer("frequencies", torch.empty(width // 4), persistent=False)
         self.change(settings)
 
@@ -101,11 +103,16 @@ class RotaryPositions(nn.Module):
         self.settings = settings
         self.windowed = settings.kind in ("rerope", "leaky_rerope")
         self.window = settings.window
-        self.step_outside = 0.0 if settings.kind == "rerope" else 1 / settings.scale
+        self.follows_grid = settings.kind == "interpolated" and settings.scale is None
+        self.step_outside = 0.0 if settings.kind == "rerope" else 1 / (settings.scale or 1.0)
         self.frequencies = frequencies(self.width // 4, settings).to(self.frequencies)
 
-    def forward(self, places: Tensor) -> Rotation:
-        """Rows and columns of tokens, (..., n, 2), real numbers in patches -> their rotation."""
+    def forward(self, places: Tensor, grid: tuple[int, int]) -> Rotation:
+        """Rows and columns of tokens, (..., n, 2), real numbers in patches of a grid of so many -> their rotation."""
+        if self.follows_grid:
+            places = torch.stack(
+                [places[..., 0] * (self.rows / grid[0]), places[..., 1] * (self.columns / grid[1])], dim=-1
+            )
         versions = [places]
         axes = torch.stack([places[..., 0], places[..., 1]])
         beyond = axes[..., :0, None]
@@ -120,20 +127,20 @@ class RotaryPositions(nn.Module):
         return Rotation(torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2), beyond)
 
     def extra_repr(self) -> str:
-        return f"{self.width}, {self.settings}"
+        return f"{self.width}, {self.settings}, grid={(self.rows, self.columns)}"
 
 
 def frequencies(number: int, settings: PositionSettings) -> Tensor:
     """Radians per patch, (number,), the fastest first."""
     index = torch.arange(number, dtype=torch.float32)
-    base = settings.base
+    base, scale = settings.base, settings.scale or 1.0
     if settings.kind == "ntk" and number > 1:
-        base *= settings.scale ** (number / (number - 1))
+        base *= scale ** (number / (number - 1))
     turns = base ** (-index / number)
     if settings.kind == "interpolated":
-        turns = turns / settings.scale
+        turns = turns / scale
     if settings.kind == "ntk_mixed":
-        turns = turns / torch.exp(math.log(settings.scale) * ((index + 1) / number) ** _MIXED_EXPONENT)
+        turns = turns / torch.exp(math.log(scale) * ((index + 1) / number) ** _MIXED_EXPONENT)
     return turns
 
 

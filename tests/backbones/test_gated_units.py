@@ -14,7 +14,7 @@ from heatssl.backbones.flash import ChunkPlaces, chunk_size, rank_among_equals
 from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, rotate
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, rotate
 
 WIDTH, INNER, KEY = 12, 24, 8
 
@@ -32,12 +32,16 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+def rotation_of(places: torch.Tensor) -> Rotation:
+    return RotaryPositions(KEY, PositionSettings(), (8, 8))(places, (8, 8))
+
+
 def whereabouts(
     kind: str, places: torch.Tensor, keys=None, valid=None, number=None, slots=None, tiles=None, length: int = 5
 ) -> Whereabouts:
     """What a layer is told of tokens at these places (..., n, 2)."""
     weighting = Normaliser(KEY, NormaliserSettings(kind, length))(number_of_keys(places, keys))
-    return Whereabouts(RotaryPositions(KEY, PositionSettings())(places), weighting, keys, valid, number, slots, tiles)
+    return Whereabouts(rotation_of(places), weighting, keys, valid, number, slots, tiles)
 
 
 @pytest.mark.parametrize("value_activation", ["silu", "none"])
@@ -46,7 +50,7 @@ def whereabouts(
 def test_a_unit_is_its_formula(kind, bias, value_activation):
     unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, bias=bias, value_activation=value_activation))
     x, places = torch.randn(2, 6, WIDTH), places_of(2, 3)
-    rotation = RotaryPositions(KEY, PositionSettings())(places)
+    rotation = rotation_of(places)
     u, v, z = (
         torch.einsum("bnd,ed->bne", x, unit.enter.weight)
         .add(unit.enter.bias if bias else 0)
@@ -129,14 +133,13 @@ def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, rows, columns
     valid = torch.arange(tokens).expand(2, -1) < 14 if tokens < rows * columns else None
     places = torch.stack([index // columns, index % columns], dim=-1).float()
     there = torch.ones(2, tokens, dtype=torch.bool) if valid is None else valid
-    positions = RotaryPositions(KEY, PositionSettings())
     in_chunks, keys, slots, tiles = ChunkPlaces(3)(places, valid, (rows, columns), form == "tiles")
     where = whereabouts(kind, in_chunks, keys, valid, there.sum(1)[:, None, None], slots, tiles)
     assert form == ("tiles" if where.tiles else "pairs" if where.slots is None else "slots")
     found = layer(x, where)
     with torch.no_grad():
         u, v, z = F.silu(layer.enter(x)).split([INNER, INNER, KEY], -1)
-        rotation = positions(places)
+        rotation = rotation_of(places)
         q, k, far_q, far_k = (
             rotate(z * layer.query_key.scale[i] + layer.query_key.offset[i], rotation.cos[0], rotation.sin[0])
             for i in range(4)

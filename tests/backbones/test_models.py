@@ -284,6 +284,26 @@ def test_positions_and_normaliser_are_switched_on_a_trained_model(kind):
     torch.testing.assert_close(model(images), before)
 
 
+def test_interpolated_positions_follow_the_grid_that_is_met(kind):
+    """As a ViT's table does, each axis by itself; on the grid of training they are rope."""
+    rope, model = small(kind, dynamic_img_size=True), small(kind, dynamic_img_size=True, positions="interpolated")
+    images, larger, longer = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 192, 192), torch.randn(2, 3, 64, 96)
+    torch.testing.assert_close(model(images), rope(images))
+    if model.position_table is None:  # a scripted table is of one size
+        torch.testing.assert_close(torch.jit.script(model)(longer), model(longer))
+    order = torch.randperm(8 * 12).expand(2, -1)
+    shuffled = model.forward_features(longer, visible=order)
+    torch.testing.assert_close(shuffled, model.forward_features(longer).gather(1, order[..., None].expand(-1, -1, 48)))
+    found = model(larger)
+    assert not torch.allclose(found, rope(larger), atol=1e-4)
+    set_positions(rope, PositionSettings("interpolated", scale=3.0))
+    torch.testing.assert_close(found, rope(larger))
+    set_positions(rope, PositionSettings("interpolated"))
+    torch.testing.assert_close(found, rope(larger))
+    model.set_input_size(192)
+    torch.testing.assert_close(model(larger), found)
+
+
 def test_the_input_size_is_changed_without_touching_weights(kind):
     model, images = small(kind), torch.randn(2, 3, 96, 64)
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -22,9 +22,14 @@ def query_key(tokens: int, *lead: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, *lead, tokens, WIDTH), torch.randn(2, *lead, tokens, WIDTH)
 
 
+def turned(settings: PositionSettings, places: torch.Tensor, grid: tuple[int, int] = (8, 8)) -> Rotation:
+    """By a model that was trained on 8 x 8 patches."""
+    return RotaryPositions(WIDTH, settings, (8, 8))(places, grid)
+
+
 def raw(settings: PositionSettings, places: torch.Tensor, *lead: int) -> torch.Tensor:
     query, key = query_key(places.shape[1], *lead)
-    rotation = RotaryPositions(WIDTH, settings)(places)
+    rotation = turned(settings, places)
     if lead:
         rotation = Rotation(*(x.unsqueeze(2) for x in rotation))
     return scores(query, key, rotation)
@@ -80,22 +85,27 @@ def test_far_offsets_count_as_the_formula_says(settings):
         far = abs(offset) - settings.window
         return offset if far <= 0 else math.copysign(settings.window + far * leak, offset)
 
-    turn = RotaryPositions(WIDTH, PositionSettings())
     for i, j in [(0, 29), (29, 0), (4, 25), (12, 13), (7, 27), (20, 2)]:
         offset = torch.tensor([counted(d) for d in (places[0, i] - places[0, j]).tolist()])
         pair = torch.stack([offset, torch.zeros(2)])[None]
         both = torch.stack([query[0, i], key[0, j]])[None]
-        torch.testing.assert_close(found[0, i, j], scores(both, both, turn(pair))[0, 0, 1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            found[0, i, j], scores(both, both, turned(PositionSettings(), pair))[0, 0, 1], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_interpolated_positions_keep_offsets_in_parts_of_the_image():
     """The places of 8 x 8 patches, and every third of 24 x 24: the same scores, inside a patch of 1x too."""
     query, key = torch.randn(2, 1, 5, WIDTH)
     places = 7 * torch.rand(1, 5, 2)
-    rope = RotaryPositions(WIDTH, PositionSettings())
-    found = scores(query, key, RotaryPositions(WIDTH, PositionSettings("interpolated", scale=3.0))(3 * places))
-    torch.testing.assert_close(found, scores(query, key, rope(places)), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found, scores(query, key, rope(3 * places)), atol=1e-1)
+    expected = scores(query, key, turned(PositionSettings(), places))
+    for scale in (3.0, None):
+        found = scores(query, key, turned(PositionSettings("interpolated", scale=scale), 3 * places, (24, 24)))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, scores(query, key, turned(PositionSettings(), 3 * places)), atol=1e-1)
+    longer = places * torch.tensor([0.5, 3.0])
+    found = scores(query, key, turned(PositionSettings("interpolated"), longer, (4, 24)))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_ntk_leaves_the_fastest_turn_and_slows_the_slowest_by_the_scale():
@@ -110,11 +120,11 @@ def test_ntk_leaves_the_fastest_turn_and_slows_the_slowest_by_the_scale():
 
 
 def test_positions_of_a_model_change_without_its_weights():
-    model = torch.nn.Sequential(RotaryPositions(WIDTH, PositionSettings()), torch.nn.Linear(2, 2))
+    model = torch.nn.Sequential(RotaryPositions(WIDTH, PositionSettings(), (2, 9)), torch.nn.Linear(2, 2))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    rotation = model[0](grid(2, 9))
+    rotation = model[0](grid(2, 9), (2, 9))
     set_positions(model, PositionSettings("rerope", window=2.0))
-    assert model[0](grid(2, 9)).beyond.numel() > rotation.beyond.numel() == 0
+    assert model[0](grid(2, 9), (2, 9)).beyond.numel() > rotation.beyond.numel() == 0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(ValueError, match="no rotary positions: choose a gau"):
         set_positions(torch.nn.Linear(2, 2), PositionSettings())
@@ -127,7 +137,7 @@ def test_positions_of_a_model_change_without_its_weights():
         (lambda: PositionSettings(window=0), "window of positions must be positive"),
         (lambda: PositionSettings(scale=math.nan), "scale of positions must be positive and finite, not nan"),
         (lambda: PositionSettings(base=math.inf), "base of positions must be positive and finite, not inf"),
-        (lambda: RotaryPositions(6, PositionSettings()), "4 divides, not 6"),
+        (lambda: RotaryPositions(6, PositionSettings(), (8, 8)), "4 divides, not 6"),
     ],
 )
 def test_bad_settings_are_named(make, message):
