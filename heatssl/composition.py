@@ -160,7 +160,11 @@ def _check_group(group: str, settings: dict[str, Any]) -> None:
 
 def _check_backbone(arguments: dict[str, Any]) -> None:
     """What every backbone is given already: timm would make the model for other images than it is shown."""
-    fixes = {"img_size": "set data.image_size instead", "num_classes": "leave it out, a backbone ends in features"}
+    fixes = {
+        "img_size": "set data.image_size instead",
+        "num_classes": "leave it out, a backbone ends in features",
+        "in_chans": "leave it out, images have three colours",
+    }
     for key, fix in fixes.items():
         if key in arguments:
             raise UserError(f"backbone_arguments.{key}={arguments[key]}: {fix}")

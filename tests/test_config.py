@@ -108,6 +108,7 @@ def test_backbone_arguments_take_any_key_one_by_one() -> None:
     [
         ("backbone_arguments.img_size=128", "set data.image_size instead"),
         ("backbone_arguments={num_classes: 10}", "leave it out"),
+        ("backbone_arguments={in_chans: 1}", "images have three colours"),
         ("data.mean=[0.5]", "three numbers"),
         ("data.std=[0.2,0.2]", "three positive numbers"),
         ("data.std=[0.2,0.0,0.2]", "three positive numbers"),

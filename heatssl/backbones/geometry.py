@@ -74,6 +74,10 @@ def geometry(backbone: nn.Module, image_size: int) -> Geometry:
     """
     check_whole_patches(backbone, image_size, "data.image_size")
     channels, rows, columns = map_shape(backbone, image_size)
+    if rows != columns:
+        raise UserError(
+            f"a square image becomes {rows} x {columns} patches: choose square ones, backbone_arguments.patch_size"
+        )
     if image_size % rows:
         # A padded convolution rounds its map up: then a quarter of the map is no quarter of the image.
         raise UserError(

@@ -1,16 +1,20 @@
 """Images of another size than in training, by weights as they are."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from heatssl.backbones.geometry import check_whole_patches, map_shape
+from heatssl.backbones.patch_encoder import PatchEncoder
+from heatssl.backbones.position_table import checkpoint_filter_fn
 from heatssl.errors import UserError
 
 
 def set_input_size(backbone: nn.Module, image_size: int) -> None:
     """Let a trained backbone see square images of another size; no weight is trained anew.
 
-    A position table is interpolated (timm's way), rotary positions go on with the same step, convolutions need nothing.
-    What a normaliser holds to be the usual length stays as trained. Other positions: :func:`set_positions`.
+    A position table is interpolated (timm's way), rotary positions go on with the same step, or follow the grid where
+    they are ``interpolated``, convolutions need nothing. What a normaliser holds to be the usual length stays as trained. Other positions: :func:`set_positions`.
 
     Args:
         backbone: any timm model.
@@ -29,3 +33,14 @@ def set_input_size(backbone: nn.Module, image_size: int) -> None:
         raise UserError(
             f"{type(backbone).__name__} cannot see images of {image_size} pixels ({reason}): leave image_size out"
         ) from error
+
+
+def arguments_as_trained(backbone: nn.Module) -> dict[str, Any]:
+    """Beside its own, of a model that is made for the present input size and computes what this one does."""
+    return backbone.made_as_trained() if isinstance(backbone, PatchEncoder) else {}
+
+
+def weights_for(model: nn.Module, backbone: nn.Module) -> dict[str, Tensor]:
+    """Those of a backbone, as the same model takes them that was made for another size of square images."""
+    state = backbone.state_dict()
+    return checkpoint_filter_fn(state, model) if isinstance(model, PatchEncoder) else state

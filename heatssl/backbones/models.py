@@ -3,8 +3,10 @@
 Parameters are within 5 % of timm's ViT of the same size. No weights are published.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
@@ -62,7 +64,10 @@ def _register(name: str, model: type[PatchEncoder], settings: dict[str, int]) ->
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         features = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
         loading: dict[str, Any] = {"feature_cfg": features, "pretrained_filter_fn": checkpoint_filter_fn}
-        return build_model_with_cfg(model, name, pretrained, **loading, **settings | arguments)
+        device, dtype = arguments.pop("device", None), arguments.pop("dtype", None)
+        with nullcontext() if device is None else torch.device(device):
+            made = build_model_with_cfg(model, name, pretrained, **loading, **settings | arguments)
+        return made if dtype is None else made.to(dtype)
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{model.__name__} of {settings}."

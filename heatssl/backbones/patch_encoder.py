@@ -20,6 +20,7 @@ from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.backbones.position_table import PositionTable
 from heatssl.backbones.positions import PositionSettings, RotaryPositions
 from heatssl.backbones.residual import NormPlace
+from heatssl.backbones.timm_records import tell_timm_of_size
 
 register_notrace_module(RotaryPositions)
 register_notrace_module(Normaliser)
@@ -82,6 +83,7 @@ class PatchEncoder(nn.Module):
         if pos_embed not in ("none", "learn"):
             raise ValueError(f"pos_embed must be none or learn, not {pos_embed!r}")
         self.num_classes = num_classes
+        self.in_chans = in_chans
         self.global_pool = pool_of(global_pool)
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.grad_checkpointing = False
@@ -141,7 +143,7 @@ class PatchEncoder(nn.Module):
 
         Args:
             x: normalised images (B, 3, H, W); or the visible patches (B, n, 3, h, w) of images of ``img_size``.
-            visible: (B, n) long, row-major patch indices, any order; None: all.
+            visible: (B, n) long, row-major patch indices, any order, each at most once but for padding; None: all.
             valid: (B, n) bool, False where an entry of ``visible`` is padding; None: none is.
 
         Returns:
@@ -154,6 +156,8 @@ class PatchEncoder(nn.Module):
         else:
             grid = self.patch_embed.grid_size if x.ndim == 5 else self.grid(x.shape[2], x.shape[3])
             tokens = self.embed_visible(x, visible, grid)
+            if valid is not None:  # what stands in padding may be anything, and nothing times zero is zero but a number
+                tokens = tokens.masked_fill(~valid.unsqueeze(-1), 0.0)
             places = places_of(visible, grid[1])
         where = self.locate(places, valid, grid, visible is None)
         tokens = self.norm_in(tokens)
@@ -260,6 +264,17 @@ class PatchEncoder(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Expect images of another size; no weight changes. What the normaliser holds to be usual stays as trained."""
         self.patch_embed.set_input_size(img_size)
+        tell_timm_of_size(self, self.patch_embed.img_size, **self.made_as_trained())
+
+    @torch.jit.ignore
+    def made_as_trained(self) -> dict[str, Any]:
+        """Arguments with which a new model of the present input size computes what this one does."""
+        positions = self.positions
+        kept: dict[str, Any] = {"length": self.normaliser.length}
+        grown = self.patch_embed.grid_size[0] / positions.rows
+        if positions.follows_grid and grown != 1:
+            kept["position_scale"] = grown
+        return kept
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

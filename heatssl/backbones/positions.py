@@ -107,6 +107,11 @@ class RotaryPositions(nn.Module):
         self.step_outside = 0.0 if settings.kind == "rerope" else 1 / (settings.scale or 1.0)
         self.frequencies = frequencies(self.width // 4, settings).to(self.frequencies)
 
+    @torch.jit.unused
+    def init_non_persistent_buffers(self) -> None:
+        """Called by timm once weights were loaded into a model of the meta device."""
+        self.change(self.settings)
+
     def forward(self, places: Tensor, grid: tuple[int, int]) -> Rotation:
         """Rows and columns of tokens, (..., n, 2), real numbers in patches of a grid of so many -> their rotation."""
         if self.follows_grid:

@@ -46,7 +46,7 @@ def print_models(config: ModelsConfig) -> None:
 def model_figures(name: str) -> ModelFigures:
     """Counted without weights: the model is made on the meta device, so that large ones cost nothing."""
     with torch.device("meta"), torch.no_grad():
-        model: Any = timm.create_model(name).eval()
+        model: Any = timm.create_model(name).eval().requires_grad_(False)  # the counter hooks views of parameters
         size = model.pretrained_cfg["input_size"]
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, *size))

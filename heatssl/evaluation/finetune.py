@@ -18,7 +18,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from heatssl.backbones import create_backbone, evaluation_mode, pooled_features
+from heatssl.backbones import create_backbone, evaluation_mode, pooled_features, weights_for
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.data.crop import check_crop_scale
@@ -81,7 +81,12 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
             _result(weights, accuracy(classifier, val, data, source.device), source, config, train, val, start)
         )
         if len(results) == 1 and is_first():
-            _save(source.output / f"{source.mark}finetuned.safetensors", classifier, train.classes, source.info)
+            _save(
+                source.output / f"{source.mark}finetuned.safetensors",
+                classifier,
+                train.classes,
+                dataclasses.replace(source.info, arguments=source.arguments),
+            )
     return finish(source, results)
 
 
@@ -104,7 +109,7 @@ def _check_settings(config: FinetuneConfig) -> None:
 
 def _with_drop_path(backbone: nn.Module, source: Source, rate: float) -> nn.Module:
     """The same weights in a model that leaves layers out at random, and that is made for the size of the images."""
-    arguments = dict(source.info.arguments)
+    arguments = source.arguments
     if rate or "drop_path_rate" in arguments:
         arguments["drop_path_rate"] = rate  # whatever it was pretrained with
     elif not source.resized:
@@ -113,7 +118,7 @@ def _with_drop_path(backbone: nn.Module, source: Source, rate: float) -> nn.Modu
         model = create_backbone(source.info.name, source.info.image_size, **arguments)
     except UserError as error:
         raise UserError(f"{source.info.name} takes no drop path ({error}): set drop_path=0") from error
-    model.load_state_dict(backbone.state_dict())
+    model.load_state_dict(weights_for(model, backbone))
     return model
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heatssl.backbones import create_backbone, set_input_size
+from heatssl.backbones import arguments_as_trained, create_backbone, set_input_size
 from heatssl.config import DataConfig, EvaluationConfig, FinetuneConfig, SegmentConfig
 from heatssl.config_file import load_config
 from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
@@ -173,7 +173,12 @@ class Source:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             classes = getattr(self.backbone, "num_classes", 0)  # those of a classifier that is explained
-            return create_backbone(self.info.name, self.info.image_size, classes=classes, **self.info.arguments).eval()
+            return create_backbone(self.info.name, self.info.image_size, classes=classes, **self.arguments).eval()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of a backbone that is made for the size of the images and computes what this one does."""
+        return self.info.arguments | (arguments_as_trained(self.backbone) if self.resized else {})
 
 
 def open_source(

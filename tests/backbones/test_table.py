@@ -27,6 +27,11 @@ def test_counts_are_those_of_the_model_at_its_own_size(capsys):
     assert lines[-1].split()[1:] == ["5.72", "M", f"{figures.operations / 1e9:.2f}", "3x224x224"]
 
 
+@pytest.mark.parametrize("name", ["test_vit3", "cait_xxs24_224"])
+def test_models_that_look_at_views_of_their_parameters_are_counted(name):
+    assert model_figures(name).operations > 0
+
+
 def test_a_pattern_that_matches_nothing_is_named():
     with pytest.raises(UserError, match="names=gua_small matches no model"):
         print_models(ModelsConfig(names="gua_small"))

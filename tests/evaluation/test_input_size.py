@@ -111,6 +111,26 @@ def test_finetuning_at_another_size_gives_weights_of_that_size(run: Path) -> Non
     assert backbone(torch.zeros(1, 3, 48, 48)).shape == (1, 24)
 
 
+@pytest.mark.parametrize("settings", [{}, {"pos_embed": "learn"}, {"positions": "interpolated"}], ids=str)
+def test_finetuning_at_another_size_starts_from_what_the_weights_compute_there(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """A gau of softmax_plus knows how many patches are usual: those of its training, whatever it is made for."""
+    name, arguments = "gau_tiny_patch16_224", UNITS | settings
+    torch.manual_seed(3)
+    info = BackboneInfo(name, 32, arguments, DATA.mean, DATA.std)
+    save_backbone(tmp_path, create_backbone(name, 32, **arguments), info)
+    config = PretrainConfig(data=DATA, backbone=name, backbone_arguments=arguments)
+    save_config(config, tmp_path / "config.yaml")
+    words = ["epochs=1", "batch_size=16", "workers=0", "image_size=64", "learning_rate=1e-20", "weight_decay=0"]
+    assert main(["finetune", f"run={tmp_path}", *words, "ema=0", "random_init=true"]) == 0
+    images = torch.randn(2, 3, 64, 64)
+    tuned, _ = load_backbone(tmp_path / "64px_finetuned.safetensors")
+    own, _ = load_backbone(tmp_path)
+    set_input_size(own, 64)
+    torch.testing.assert_close(pooled_features(tuned, images), pooled_features(own, images), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

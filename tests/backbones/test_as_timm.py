@@ -1,0 +1,87 @@
+"""If these fail, what timm does to its own models goes wrong with ours: made again, made elsewhere, loaded, padded."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import heatssl  # noqa: F401 (registers the names)
+
+KINDS = {
+    "gau": ("gau_tiny_patch16_224", {"key_width": 16}),
+    "flash": ("flash_small_patch16_224", {"key_width": 16, "chunk": 3}),
+    "roformer_v2": ("roformer_v2_small_patch16_224", {"num_heads": 3}),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request) -> str:
+    return request.param
+
+
+def small(kind: str, **settings) -> nn.Module:
+    torch.manual_seed(0)
+    name, own = KINDS[kind]
+    usual = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_classes": 10}
+    return timm.create_model(name, **usual | own | settings).eval()
+
+
+@pytest.mark.parametrize("settings", [{"positions": "interpolated"}, {"pos_embed": "learn"}], ids=["places", "table"])
+def test_timm_makes_a_model_of_another_size_again_as_it_is(kind, settings, tmp_path):
+    model, images = small(kind, **settings), torch.randn(2, 3, 96, 96)
+    model.set_input_size(96)
+    timm.models.save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    torch.testing.assert_close(again(images), model(images))
+
+
+def test_a_table_of_a_longer_image_is_resampled_from_its_own_grid(tmp_path):
+    """4 x 16 patches are as many as 8 x 8, and 64 of any shape look like a square."""
+    settings = {"pos_embed": "learn", "normaliser": "softmax"}
+    model, images = small("gau", **settings, img_size=(32, 128)), torch.randn(2, 3, 64, 64)
+    nn.init.normal_(model.position_table.weight)
+    timm.models.save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=64).eval()
+    model.set_input_size(64)
+    torch.testing.assert_close(again(images), model(images))
+
+
+def test_whatever_stands_in_padding_stays_there(kind):
+    model, valid = small(kind), (torch.arange(10) < 6).expand(2, -1)
+    patches, visible = torch.randn(2, 10, 3, 8, 8), torch.arange(10).expand(2, -1)
+    expected = model.forward_features(patches, visible=visible, valid=valid)[valid]
+    patches[:, 6:] = math.nan
+    torch.testing.assert_close(model.forward_features(patches, visible=visible, valid=valid)[valid], expected)
+
+
+def test_models_are_made_where_and_of_what_timm_says(kind):
+    model = small(kind, device="meta", dtype=torch.float64, in_chans=1)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
+    assert model.in_chans == 1
+
+
+def test_weights_are_loaded_into_a_model_of_the_meta_device(kind):
+    model, images = small(kind), torch.randn(2, 3, 64, 64)
+    with torch.device("meta"):
+        empty = small(kind)
+    empty.to_empty(device="cpu").load_state_dict(model.state_dict())
+    for module in empty.modules():  # as timm does after loading
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    torch.testing.assert_close(empty(images), model(images))
+
+
+def test_far_sums_of_many_tokens_stay_in_the_range_of_float16():
+    """4,096 keys and values of about 4: their sum is 65,536 before it is a mean."""
+    model = small("flash", img_size=512, chunk=8, depth=1, norm_place="pre")
+    unit = next(module for module in model.modules() if hasattr(module, "gate_value_z"))
+    value, gate = torch.full((1, 4096, 2 * 48), 4.0), torch.ones(1, 4096, 2 * 48)
+    z = torch.full((1, 4096, 16), 4.0)
+    places = torch.stack([torch.arange(4096) // 64, torch.arange(4096) % 64], dim=-1)[None].float()
+    where = model.locate(places, None, (64, 64), False)
+    with torch.no_grad():
+        expected = unit.attend(value, gate, z, where)
+        found = unit.half().attend(value.half(), gate.half(), z.half(), where)
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
