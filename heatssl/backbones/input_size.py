@@ -14,7 +14,8 @@ def set_input_size(backbone: nn.Module, image_size: int) -> None:
     """Let a trained backbone see square images of another size; no weight is trained anew.
 
     A position table is interpolated (timm's way), rotary positions go on with the same step, or follow the grid where
-    they are ``interpolated``, convolutions need nothing. What a normaliser holds to be the usual length stays as trained. Other positions: :func:`set_positions`.
+    they are ``interpolated``, convolutions need nothing. What a normaliser holds to be the usual length stays as
+    trained. Other positions: :func:`set_positions`.
 
     Args:
         backbone: any timm model.
