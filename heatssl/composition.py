@@ -150,6 +150,8 @@ def _check_group(group: str, settings: dict[str, Any]) -> None:
     defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
     for key, value in settings.items():
         if key not in defaults:
+            if group == "prior" and name == "none":
+                raise UserError(f"unknown key '{group}.{key}' of prior=none: choose a law first, such as prior=laplace")
             hint = _nearest(f"{group}.{key}", [f"{group}.{known}" for known in defaults], "pretrain")
             raise UserError(f"unknown key '{group}.{key}'{hint}")
         default = defaults[key]

@@ -157,7 +157,7 @@ def test_home_is_expanded_where_the_shell_does_not() -> None:
         ("objective=qb_heap", "did you mean qb_heat? choose one of"),
         ("prior=laplas", "did you mean laplace? choose one of"),
         ("prior.wieght=1", "unknown key 'prior.wieght'"),
-        ("prior.weight=1", "unknown key 'prior.weight': prior has name"),
+        ("prior.weight=1", "unknown key 'prior.weight' of prior=none: choose a law first, such as prior=laplace"),
         ("data=nope", "unknown data=nope: choose one of folder, shapes, tar"),
         ("recipe=imagnette_cpu", "did you mean imagenette_cpu?"),
         ("data=folder", "data=folder needs data.root=PATH"),

@@ -134,7 +134,9 @@ class MultilayerPerceptron(Propagator):
 
     def move_each(self, zeta: Tensor, offsets: Tensor) -> Tensor:
         """Each vector moved by an offset of its own: (..., C), offsets (..., 2) in patches -> (..., C), broadcast."""
-        return zeta + self.rest(self.first(zeta) + self.from_offset(offsets.to(zeta.dtype) / self.reach))
+        vectors = zeta.to(next(self.parameters()).dtype)
+        moved = vectors + self.rest(self.first(vectors) + self.from_offset(offsets.to(vectors.dtype) / self.reach))
+        return moved.to(zeta.dtype)
 
 
 def _inside(offset: int, size: int) -> slice:

@@ -24,7 +24,7 @@ def check_limits(settings: Mapping[str, Any]) -> None:
     """Refuse values that torch would not, or only in the middle of its own code.
 
     Args:
-        settings: an objective's, by name.
+        settings: an objective's or a prior's, by name.
 
     Raises:
         ValueError: on the first such value.
@@ -37,5 +37,7 @@ def check_limits(settings: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name}={value} is no number: give {least} or more")
+        if isinstance(value, float) and not name.endswith("weight"):
+            raise ValueError(f"{name}={value} must be a whole number")
         if value < least:
             raise ValueError(f"{name}={value} must be {least} or more")

@@ -90,4 +90,5 @@ def rankme(features: Tensor) -> Tensor:
 
 def channel_std(field: Tensor) -> Tensor:
     """Standard deviation of each channel over images and positions (B, C, h, w), mean over channels: scalar."""
-    return field.float().transpose(0, 1).flatten(1).std(dim=1).mean()
+    values = field.float().transpose(0, 1).flatten(1)
+    return values.std(dim=1, correction=min(1, values.shape[1] - 1)).mean()  # of one value: 0

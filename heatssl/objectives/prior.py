@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from heatssl import heat
 from heatssl.backbones import as_field, patches_shown
 from heatssl.errors import UserError, did_you_mean
+from heatssl.objectives.limits import check_limits
 from heatssl.objectives.objective import Objective, Outputs
 from heatssl.ops import full_precision
 
@@ -37,6 +38,7 @@ def attach_prior(objective: Objective, settings: dict[str, Any]) -> None:
     if settings["name"] == "none":
         return
     try:
+        check_limits(arguments)
         prior = Prior(objective.backbone, settings["name"], block=objective.block, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"prior {settings['name']}: {error}") from error

@@ -8,13 +8,14 @@ as in MAE (2111.06377) or plain; the papers' texts could not be read that far.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones import encode_block, feature_map, geometry
+from heatssl.backbones import encode_block, feature_map, geometry, is_token_model
+from heatssl.errors import UserError
 from heatssl.heat import Propagator, relative_residual
 from heatssl.objectives.extrapolation import Extrapolation
 from heatssl.objectives.objective import Objective, Outputs, Story
@@ -70,6 +71,7 @@ class Quarter(Objective, ABC):
         if target not in ("normalised", "plain"):
             raise ValueError(f"target must be 'normalised' or 'plain', not {target!r}")
         grid = geometry(backbone, image_size)
+        check_stride(backbone, grid.stride, image_size)
         self.block = self.height, self.width = grid.quarter()
         self.patch = grid.stride
         self.target = target
@@ -200,3 +202,19 @@ def random_corners(images: Tensor) -> Tensor:
         return corner
     offset = int(torch.randint(len(CORNERS), ()))
     return ((corner + offset) % len(CORNERS)).sort().values
+
+
+def check_stride(backbone: Any, stride: int, image_size: int) -> None:
+    """Refuse images whose map a convolutional model rounds up: it shows each quarter with a part of its neighbours.
+
+    Raises:
+        UserError: when a position of the map is not as many pixels as the model's stride.
+    """
+    if is_token_model(backbone):
+        return
+    own = int(backbone.feature_info[-1]["reduction"])
+    if stride != own:
+        raise UserError(
+            f"data.image_size={image_size} is no two halves of whole strides of {own} pixels, which "
+            f"{type(backbone).__name__} has: use a multiple of {2 * own}"
+        )

@@ -12,6 +12,7 @@ from heatssl.errors import UserError, did_you_mean
 from heatssl.expected import recorded_recipes
 from heatssl.files import disk_errors
 from heatssl.objectives import Objective
+from heatssl.training.checkpoint import checkpoint_path
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 SHOWN_DIFFERENCES = 3
@@ -47,6 +48,18 @@ def check_settings(config: PretrainConfig) -> None:
             raise UserError(f"{name}={value} must be {least} or more")
     if not 0 < optimizer.learning_rate < math.inf:
         raise UserError(f"optimizer.learning_rate={optimizer.learning_rate} must be above 0")
+    if optimizer.final_learning_rate > optimizer.learning_rate:
+        raise UserError(
+            f"optimizer.final_learning_rate={optimizer.final_learning_rate} is above the peak, "
+            f"optimizer.learning_rate={optimizer.learning_rate}: choose a lower one"
+        )
+    for name, share in (
+        ("data.colour_jitter", config.data.colour_jitter),
+        ("data.grey", config.data.grey),
+        ("data.bad_fraction", config.data.bad_fraction),
+    ):
+        if not 0 <= share <= 1:
+            raise UserError(f"{name}={share} must be between 0 and 1")
     if not all(0 <= beta < 1 for beta in optimizer.betas):
         raise UserError(f"optimizer.betas={optimizer.betas} must each be 0 or more and below 1, such as [0.9,0.95]")
     if not 0 <= config.seed < SEEDS:
@@ -91,8 +104,8 @@ def check_folder(config: PretrainConfig) -> None:
     if folder.is_file():
         raise UserError(f"output={folder} is a file: choose another output=FOLDER")
     path = folder / "config.yaml"
-    if not path.exists():
-        return
+    if not path.exists() or not (checkpoint_path(folder).exists() or (folder / "metrics.jsonl").exists()):
+        return  # what stopped before its first line holds nothing that could be lost
     if config.resume == "never":
         raise UserError(f"{folder} holds a run: choose another output=FOLDER, or resume=auto to go on with it")
     changed = differences(load_config(path), config)

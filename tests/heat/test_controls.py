@@ -123,3 +123,11 @@ def test_what_cannot_work_is_refused(field):
             MultilayerPerceptron(4, **settings)
     with pytest.raises(ValueError, match="positive number"):
         Copy(0)
+
+
+def test_a_network_moves_fields_of_half_precision():
+    law = MultilayerPerceptron(8, reach=2)
+    field = torch.randn(2, 8, 4, 4)
+    moved = law.propagate(field.bfloat16(), 1, 0)
+    assert moved.dtype == torch.bfloat16
+    torch.testing.assert_close(moved.float(), law.propagate(field, 1, 0), atol=5e-2, rtol=5e-2)

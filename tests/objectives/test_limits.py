@@ -42,6 +42,8 @@ TINY = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
         ("simclr", "embedding_width", -1),
         ("lejepa", "head_width", 0),
         ("simmim", "mask_unit", 0),
+        ("simmim", "mask_unit", 16.0),
+        ("simclr", "head_width", 1.5),
     ],
 )
 def test_what_no_objective_can_have_is_refused(name: str, setting: str, value: Any) -> None:

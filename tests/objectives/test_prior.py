@@ -201,6 +201,7 @@ def test_half_precision_does_not_reach_the_differences():
         ({"layers": [-1, 0, "blocks.2"]}, "names blocks.2 more than once"),
         ({"weight": -1.0}, "weight=-1.0 must be 0 or more"),
         ({"weight": math.nan}, "weight=nan"),
+        ({"spacing": math.nan}, "spacing=nan is no number"),
         ({"stencil": "7pt"}, "5pt, 9pt"),
         ({"colour": 1}, "colour"),
     ],

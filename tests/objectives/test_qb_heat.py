@@ -199,3 +199,14 @@ def test_bad_settings_name_the_fix(call, fix):
 def test_single_images_and_odd_batches_work():
     for batch in (1, 3, 5):
         assert torch.isfinite(tiny()(torch.randn(batch, 3, 32, 32)).loss)
+
+
+def test_a_map_that_is_rounded_up_is_refused_as_hidden_pixels_would_be_seen():
+    """ConvNeXt at 80 px has 2 x 2 positions of 40 pixels, and cuts quarters out by its stride of 32."""
+    with pytest.raises(UserError, match=r"image_size=80 is no two halves of whole strides of 32.*multiple of 64"):
+        tiny("test_convnext", 80)
+    assert tiny("test_convnext", 64).patch == 32
+
+
+def test_the_deviation_of_one_value_is_a_number():
+    assert channel_std(torch.ones(1, 3, 1, 1)) == 0
