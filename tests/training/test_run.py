@@ -87,6 +87,10 @@ def test_run_folder_holds_what_report_and_evaluation_read(
 
     with pytest.raises(UserError, match="resume=auto"):
         pretrain(dataclasses.replace(config, resume="never"))
+    (folder / "config.yaml").rename(folder / "elsewhere.yaml")
+    with pytest.raises(UserError, match="resume=auto"):
+        pretrain(dataclasses.replace(config, resume="never"))
+    (folder / "elsewhere.yaml").rename(folder / "config.yaml")
     other = dataclasses.replace(config, seed=1, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(UserError, match=r"different run.*learning_rate.*seed.*output="):
         pretrain(other)
