@@ -73,10 +73,10 @@ class MixedChunkAttention(GatedUnit):
         near = attend(query, key, value, None, where)
         cos, sin, number = where.rotation.cos[0], where.rotation.sin[0], where.number
         assert number is not None
-        root = number.sqrt()  # each factor by its own half: the sum over all keys would leave the range of float16
+        root = number.sqrt()  # half of the division before the sum, which would leave the range of float16
         far_key = (rotate(far_key, cos, sin).flatten(1, 2) / root).to(z.dtype)
-        memory = far_key.transpose(-2, -1) @ (value.flatten(1, 2) / root).to(z.dtype)  # B s e
-        far = rotate(far_query, cos, sin).flatten(1, 2) @ memory
+        memory = far_key.transpose(-2, -1) @ value.flatten(1, 2) / root  # B s e
+        far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(z.dtype)
         return near + far.unflatten(1, (z.shape[1], z.shape[2]))
 
 

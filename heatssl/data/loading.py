@@ -175,7 +175,7 @@ def _loader(views: _Views, batches: Sampler[list[_View]], workers: int) -> "Data
         whole = whole.data
     if isinstance(whole, Shapes):
         whole.paint_all()  # before the workers fork, or each would paint everything again
-    workers = min(workers, _cores())  # more only wait for each other, and torch warns of them
+    workers = min(workers, available_cores())  # more only wait for each other, and torch warns of them
     return DataLoader(
         views,
         batch_sampler=batches,
@@ -188,7 +188,7 @@ def _loader(views: _Views, batches: Sampler[list[_View]], workers: int) -> "Data
     )
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

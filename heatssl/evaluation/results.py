@@ -1,7 +1,6 @@
 """A number and everything that it takes to trust it."""
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from heatssl.data.loading import available_cores
 from heatssl.errors import UserError
 from heatssl.files import write_atomically
 
@@ -117,8 +117,7 @@ def hardware(device: torch.device) -> str:
     """The device that did the work, for people: a GPU's name, or the processor's and the cores in use."""
     if device.type == "cuda":
         return device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{device_name(device)}, {cores} cores" + (" (MPS)" if device.type == "mps" else "")
+    return f"{device_name(device)}, {available_cores()} cores" + (" (MPS)" if device.type == "mps" else "")
 
 
 def device_name(device: torch.device) -> str:

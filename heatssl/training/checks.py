@@ -103,12 +103,12 @@ def check_folder(config: PretrainConfig) -> None:
     folder = Path(config.output)
     if folder.is_file():
         raise UserError(f"output={folder} is a file: choose another output=FOLDER")
-    began = checkpoint_path(folder).exists() or (folder / "metrics.jsonl").exists()
+    path = folder / "config.yaml"
+    began = checkpoint_path(folder).exists() or (path.exists() and any(each != path for each in folder.iterdir()))
     if config.resume == "never" and began:
         raise UserError(f"{folder} holds a run: choose another output=FOLDER, or resume=auto to go on with it")
-    path = folder / "config.yaml"
     if not path.exists() or not began:
-        return  # what stopped before its first line holds nothing that could be lost
+        return  # what stopped before its first step holds nothing that could be lost
     changed = differences(load_config(path), config)
     if changed:
         more = f" and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
