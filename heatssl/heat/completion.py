@@ -10,8 +10,13 @@ value never leaves the range of those it comes from, but where it is said:
 * the heat kernel: what flows from each visible position in a time t, exp(-|p - q|^2 / 4t), normalised over them.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from heatssl.heat.semigroup import cosines, eigenvalues
 
 
 def coordinates(index: Tensor, columns: int) -> Tensor:
@@ -65,38 +70,53 @@ def harmonic_weights(visible: Tensor, queried: Tensor, grid: tuple[int, int], an
 
     Solves the five-point Dirichlet problem z_xx + s z_yy = 0 on the hidden positions exactly, for each mask.
     A random walk from the queried position, with steps along y s times as likely, ends at a visible one with
-    these probabilities.
+    these probabilities. Each mask takes a system of as many unknowns as positions are visible, not hidden: heat
+    enters there alone, and what it makes of the grid is known in closed form.
 
     Args:
         visible: row-major indices (B, n) long, distinct.
         queried: row-major indices (B, m) long; a visible one keeps its own value.
         grid: rows and columns.
         anisotropy: s (K,), positive. Solved in float64 where the device has it: from 1e-6 to 1e6 the weights are good
-            to about 1e-6. MPS has float32 alone, in which they go wrong by 1e-3 at 1e4. Or complex, anything but
+            to about 1e-6. MPS has float32 alone, in which they go wrong by 5e-3 at 1e4. Or complex, anything but
             negative (there the equation is a wave's, and has no such state): eigenvalues of the S of z_xx + S z_yy = 0,
             the law of :class:`heatssl.heat.CorrelatedLaplace`, for channels that are coordinates in its eigenbasis.
 
     Returns:
         (B, K, m, n) of the anisotropy's type, each row sums to one; not negative where the anisotropy is real.
     """
-    rows, columns = grid
-    along_x = torch.kron(torch.eye(rows), path_laplacian(columns))
-    along_y = torch.kron(path_laplacian(rows), torch.eye(columns))
     precise = torch.promote_types(anisotropy.dtype, torch.float64)
     wide = anisotropy if anisotropy.device.type == "mps" else anisotropy.to(precise)
-    operator = along_x.to(wide) + wide[:, None, None] * along_y.to(wide)  # K N N
-    held = torch.zeros(len(visible), rows * columns, dtype=torch.bool, device=visible.device).scatter(1, visible, True)
-    identity = torch.eye(rows * columns, dtype=wide.dtype, device=wide.device)
-    system = torch.where(held[:, None, :, None], identity, operator)  # a held position keeps its value
-    sources = identity[visible].transpose(1, 2)[:, None]  # B 1 N n
-    everywhere = torch.linalg.solve(system, sources.expand(-1, len(wide), -1, -1))
-    weights = torch.take_along_dim(everywhere, queried[:, None, :, None], dim=2)
+    green = greens_function(grid, wide).flatten(1)  # K N*N
+    among, reach = (  # B K n n and B K m n: what a unit source at a visible position makes of a position
+        green[:, index[:, :, None] * math.prod(grid) + visible[:, None]].movedim(0, 1) for index in (visible, queried)
+    )
+    # The field is G c + k: sources c at the visible positions alone, which sum to nothing, as no heat leaves the grid.
+    bordered = F.pad(among, (0, 1, 0, 1), value=1.0)
+    bordered[..., -1, -1] = 0.0
+    sources = torch.linalg.inv(bordered)[..., :-1]  # B K n+1 n: c and k of each visible position's unit value
+    weights = F.pad(reach, (0, 1), value=1.0) @ sources
     if not anisotropy.is_complex():
         weights = weights.clamp_min(0)  # what rounding has left below zero
     return weights.to(anisotropy.dtype)
 
 
-def path_laplacian(length: int) -> Tensor:
-    """Minus the second difference along a line with no flux through its ends: (length, length), rows sum to zero."""
-    steps = torch.diff(torch.eye(length), dim=0)
-    return steps.T @ steps
+def greens_function(grid: tuple[int, int], anisotropy: Tensor) -> Tensor:
+    """What a unit of heat, let in at one position for all time, makes of every other: the inverse of -(z_xx + s z_yy).
+
+    No flux through the edges, so that cosines diagonalise it. Of their modes the constant one has no inverse; it counts
+    as 1 here, which nothing depends on where sources sum to nothing.
+
+    Args:
+        grid: rows and columns, of N positions.
+        anisotropy: s (K,), positive, or complex and not negative.
+
+    Returns:
+        (K, N, N) of its type, symmetric, positions in row-major order.
+    """
+    modes_y, modes_x = (cosines(size, anisotropy) for size in grid)
+    along_y, along_x = (eigenvalues(size, "neumann", "5pt", anisotropy) for size in grid)
+    strength = along_x + anisotropy[:, None, None] * along_y[:, None]  # K rows columns
+    strength = strength.masked_fill(strength == 0, 1.0)
+    modes = torch.kron(modes_y, modes_x)  # N N, one mode a row
+    return modes.T @ (modes / strength.flatten(1)[:, :, None])

@@ -49,13 +49,13 @@ def heat_semigroup(
     field = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
     time = _broadcast_time(t, field)
     with full_precision(z):
-        eigenvalues_y, eigenvalues_x = (_eigenvalues(size, boundary, laplacian, field) for size in field.shape[2:])
+        along_y, along_x = (eigenvalues(size, boundary, laplacian, field) for size in field.shape[2:])
         if boundary == "periodic":
-            eigenvalues_x = eigenvalues_x[: field.shape[3] // 2 + 1]  # of a real field the other half is redundant
-            decay = torch.exp(-(eigenvalues_y[:, None] + eigenvalues_x) * time)
+            along_x = along_x[: field.shape[3] // 2 + 1]  # of a real field the other half is redundant
+            decay = torch.exp(-(along_y[:, None] + along_x) * time)
             return torch.fft.irfft2(torch.fft.rfft2(field) * decay, s=field.shape[2:]).to(z.dtype)
-        cosines_y, cosines_x = (_cosines(size, field) for size in field.shape[2:])
-        decay = torch.exp(-(eigenvalues_y[:, None] + eigenvalues_x) * time)
+        cosines_y, cosines_x = (cosines(size, field) for size in field.shape[2:])
+        decay = torch.exp(-(along_y[:, None] + along_x) * time)
         modes = cosines_y @ (field @ cosines_x.T)
         return (cosines_y.T @ (modes * decay) @ cosines_x).to(z.dtype)
 
@@ -140,16 +140,21 @@ def _broadcast_time(t: float | Tensor, field: Tensor) -> Tensor:
     return t.to(field)
 
 
-def _eigenvalues(size: int, boundary: HeatBoundary, laplacian: Laplacian, like: Tensor) -> Tensor:
+def eigenvalues(size: int, boundary: HeatBoundary, laplacian: Laplacian, like: Tensor) -> Tensor:
     """Of minus the Laplacian on one axis (size,), in the order of the DCT-II or of the FFT."""
-    k = torch.arange(size, dtype=torch.float64, device=like.device)
+    k = torch.arange(size, dtype=torch.float64, device=_fine(like.device))
     root = math.pi * k / size if boundary == "neumann" else 2 * math.pi / size * torch.minimum(k, size - k)
-    return (root.square() if laplacian == "continuous" else 4 * torch.sin(root / 2).square()).to(like.dtype)
+    return (root.square() if laplacian == "continuous" else 4 * torch.sin(root / 2).square()).to(like)
 
 
-def _cosines(size: int, like: Tensor) -> Tensor:
+def cosines(size: int, like: Tensor) -> Tensor:
     """The orthonormal DCT-II (size, size), one mode a row."""
-    k = torch.arange(size, dtype=torch.float64, device=like.device)
+    k = torch.arange(size, dtype=torch.float64, device=_fine(like.device))
     modes = math.sqrt(2 / size) * torch.cos(math.pi / size * k[:, None] * (k + 0.5))
     modes[0] = math.sqrt(1 / size)
-    return modes.to(like.dtype)
+    return modes.to(like)
+
+
+def _fine(device: torch.device) -> torch.device | None:
+    """Where numbers of float64 can be: Apple's chips have none."""
+    return None if device.type == "mps" else device

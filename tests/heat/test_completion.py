@@ -58,6 +58,27 @@ def test_the_steady_state_obeys_laplace_where_hidden_and_keeps_what_is_visible(v
     assert curvature[~hidden].abs().max() > 0.1  # heat enters where it is held
 
 
+@pytest.mark.parametrize("number", [1, 9, 34, 35])
+@pytest.mark.parametrize("strength", [1.0, 0.2, 5.0 - 3.0j])
+def test_sources_where_it_is_held_are_the_dirichlet_problem_written_out(number: int, strength: complex) -> None:
+    """All 35 equations at once: a held position keeps its value, of every other the five points sum to nothing."""
+    held = torch.randperm(35, generator=torch.Generator().manual_seed(number))[:number]
+    steps_y, steps_x = (torch.diff(torch.eye(side, dtype=torch.complex128), dim=0) for side in GRID)
+    along_y = torch.kron(steps_y.T @ steps_y, torch.eye(7))
+    along_x = torch.kron(torch.eye(5), steps_x.T @ steps_x)
+    system = along_x + strength * along_y
+    system[held] = torch.eye(35, dtype=system.dtype)[held]
+    wanted = torch.linalg.solve(system, torch.eye(35, dtype=system.dtype)[:, held])
+    weights = harmonic_weights(held[None], EVERY, GRID, torch.tensor([strength], dtype=system.dtype))
+    torch.testing.assert_close(weights[0, 0], wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", [(1, 6), (6, 1)])
+def test_a_line_is_filled_in_by_straight_lines(grid: tuple[int, int]) -> None:
+    weights = harmonic_weights(torch.tensor([[1, 4]]), torch.arange(6)[None], grid, torch.ones(1))
+    torch.testing.assert_close(weights[0, 0, :, 1], torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1]))
+
+
 def test_anisotropy_is_the_coupling_of_z_yy(visible: Tensor) -> None:
     strength = torch.tensor([3.0], dtype=torch.float64)
     filled = complete(
