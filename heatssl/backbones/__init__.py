@@ -10,7 +10,7 @@ from heatssl.backbones.encode import (
 )
 from heatssl.backbones.fields import as_field, is_token_model
 from heatssl.backbones.geometry import Geometry, geometry
-from heatssl.backbones.input_size import arguments_as_trained, set_input_size, weights_for
+from heatssl.backbones.input_size import arguments_as_trained, set_input_size
 from heatssl.backbones.mask_token import embedding_width, encode_masked
 from heatssl.backbones.modes import evaluation_mode
 from heatssl.backbones.normalisers import NormaliserSettings
@@ -41,5 +41,4 @@ __all__ = [
     "set_input_size",
     "set_normaliser",
     "set_positions",
-    "weights_for",
 ]

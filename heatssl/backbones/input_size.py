@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from heatssl.backbones.geometry import check_whole_patches, map_shape
 from heatssl.backbones.patch_encoder import PatchEncoder
-from heatssl.backbones.position_table import checkpoint_filter_fn
 from heatssl.errors import UserError
 
 
@@ -37,11 +36,5 @@ def set_input_size(backbone: nn.Module, image_size: int) -> None:
 
 
 def arguments_as_trained(backbone: nn.Module) -> dict[str, Any]:
-    """Beside its own, of a model that is made for the present input size and computes what this one does."""
+    """Beside its own, of a model that is made for any input size and computes what this one does."""
     return backbone.made_as_trained() if isinstance(backbone, PatchEncoder) else {}
-
-
-def weights_for(model: nn.Module, backbone: nn.Module) -> dict[str, Tensor]:
-    """Those of a backbone, as the same model takes them that was made for another size of square images."""
-    state = backbone.state_dict()
-    return checkpoint_filter_fn(state, model) if isinstance(model, PatchEncoder) else state

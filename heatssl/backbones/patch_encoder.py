@@ -4,7 +4,7 @@ There is no class token, and a position table only on request. Features are the 
 patches is encoded as the whole grid is, at its true positions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.backbones.position_table import PositionTable
 from heatssl.backbones.positions import PositionSettings, RotaryPositions
 from heatssl.backbones.residual import NormPlace
-from heatssl.backbones.timm_records import tell_timm_of_size
+from heatssl.backbones.timm_records import tell_timm_of_arguments, tell_timm_of_size
 
 register_notrace_module(RotaryPositions)
 register_notrace_module(Normaliser)
@@ -40,8 +40,10 @@ class PatchEncoder(nn.Module):
         positions, position_base, position_scale, position_window: see
             :class:`heatssl.backbones.positions.PositionSettings`.
         normaliser, log_n_at_test: see :class:`heatssl.backbones.normalisers.NormaliserSettings`.
-        length: tokens at training; null: the patches of an image of ``img_size``, or of one chunk of it. Weights do not
-            hold it: name it where they are loaded into a model of another ``img_size`` than that of their training.
+        length: tokens at training; null: the patches of an image of ``img_size``, or of one chunk of it.
+        trained_grid: rows and columns of patches at training, which a position table has and ``interpolated`` positions
+            are measured by; null: those of an image of ``img_size``. Weights hold neither: name both where they are
+            loaded into a model of another ``img_size`` than that of their training. What timm saves has them.
 
     Raises:
         ValueError: on settings out of their range.
@@ -73,6 +75,7 @@ class PatchEncoder(nn.Module):
         normaliser: Any = "softmax_plus",
         log_n_at_test: bool = False,
         length: int | None = None,
+        trained_grid: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_counts(patch_size=min(to_2tuple(patch_size)), embed_dim=embed_dim)
@@ -94,9 +97,10 @@ class PatchEncoder(nn.Module):
             embed_dim=embed_dim,
             strict_img_size=not dynamic_img_size,
         )
-        self.position_table = PositionTable(self.patch_embed.grid_size, embed_dim) if pos_embed == "learn" else None
+        grid = self.patch_embed.grid_size if trained_grid is None else check_grid(trained_grid)
+        self.position_table = PositionTable(grid, embed_dim) if pos_embed == "learn" else None
         settings = PositionSettings(positions, position_base, position_scale, position_window)
-        self.positions = RotaryPositions(key_width, settings, self.patch_embed.grid_size)
+        self.positions = RotaryPositions(key_width, settings, grid)
         usual = self.tokens_attended() if length is None else length
         weighting = NormaliserSettings(normaliser, usual, log_n_at_test)
         self.normaliser = Normaliser(key_width, weighting)
@@ -109,6 +113,7 @@ class PatchEncoder(nn.Module):
         self.feature_info = [
             {"module": f"blocks.{index}", "num_chs": embed_dim, "reduction": reduction} for index in range(depth)
         ]
+        tell_timm_of_arguments(self, **self.made_as_trained())
 
     def block(self, drop_path: float) -> nn.Module:
         """One block: tokens (B, n, d), where they are -> (B, n, d)."""
@@ -264,17 +269,12 @@ class PatchEncoder(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Expect images of another size; no weight changes. What the normaliser holds to be usual stays as trained."""
         self.patch_embed.set_input_size(img_size)
-        tell_timm_of_size(self, self.patch_embed.img_size, **self.made_as_trained())
+        tell_timm_of_size(self, self.patch_embed.img_size)
 
     @torch.jit.ignore
     def made_as_trained(self) -> dict[str, Any]:
-        """Arguments with which a new model of the present input size computes what this one does."""
-        positions = self.positions
-        kept: dict[str, Any] = {"length": self.normaliser.length}
-        grown = self.patch_embed.grid_size[0] / positions.rows
-        if positions.follows_grid and grown != 1:
-            kept["position_scale"] = grown
-        return kept
+        """Arguments beside its own with which a new model of any input size computes what this one does."""
+        return {"length": self.normaliser.length, "trained_grid": [self.positions.rows, self.positions.columns]}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -317,6 +317,17 @@ def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
+
+
+def check_grid(grid: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns.
+
+    Raises:
+        ValueError: when they are not two numbers of at least 1.
+    """
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"trained_grid must be rows and columns, such as [14, 14], not {list(grid)}")
+    return int(grid[0]), int(grid[1])
 
 
 def mean_over(tokens: Tensor, valid: Tensor) -> Tensor:

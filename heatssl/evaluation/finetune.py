@@ -18,7 +18,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from heatssl.backbones import create_backbone, evaluation_mode, pooled_features, weights_for
+from heatssl.backbones import create_backbone, evaluation_mode, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
 from heatssl.data import ImageData, eval_loader, normalise
 from heatssl.data.crop import check_crop_scale
@@ -118,7 +118,7 @@ def _with_drop_path(backbone: nn.Module, source: Source, rate: float) -> nn.Modu
         model = create_backbone(source.info.name, source.info.image_size, **arguments)
     except UserError as error:
         raise UserError(f"{source.info.name} takes no drop path ({error}): set drop_path=0") from error
-    model.load_state_dict(weights_for(model, backbone))
+    model.load_state_dict(backbone.state_dict())
     return model
 
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-import heatssl  # noqa: F401 (registers the names)
+from heatssl.backbones import NormaliserSettings, PositionSettings, set_normaliser, set_positions
 
 KINDS = {
     "gau": ("gau_tiny_patch16_224", {"key_width": 16}),
@@ -35,6 +35,30 @@ def test_timm_makes_a_model_of_another_size_again_as_it_is(kind, settings, tmp_p
     timm.models.save_for_hf(model, tmp_path)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     torch.testing.assert_close(again(images), model(images))
+
+
+@pytest.mark.parametrize("settings", [{"positions": "interpolated"}, {"pos_embed": "learn"}], ids=["places", "table"])
+def test_what_timm_saved_sees_images_of_another_shape_as_the_trained_model_does(kind, settings, tmp_path):
+    """4 x 16 patches are as many as 8 x 8; and what is usual, of tokens as of places, is that of training."""
+    model, images = small(kind, **settings), torch.randn(2, 3, 32, 128)
+    timm.models.save_for_hf(model, tmp_path)
+    model.set_input_size((32, 128))
+    first = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(32, 128)).eval()
+    torch.testing.assert_close(first(images), model(images))
+    timm.models.save_for_hf(model, tmp_path)
+    second = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    torch.testing.assert_close(second(images), model(images))
+
+
+def test_what_timm_saved_keeps_what_was_switched(kind, tmp_path):
+    model, images = small(kind, position_scale=2.0, positions="ntk"), torch.randn(2, 3, 64, 64)
+    before = model(images)
+    set_positions(model, PositionSettings("leaky_rerope", base=50.0, window=2.0))
+    set_normaliser(model, NormaliserSettings("softmax", length=5, log_n_at_test=True))
+    timm.models.save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    torch.testing.assert_close(again(images), model(images))
+    assert not torch.allclose(before, model(images))
 
 
 def test_a_table_of_a_longer_image_is_resampled_from_its_own_grid(tmp_path):

@@ -164,6 +164,7 @@ def test_geometry_leaves_the_mode_as_it_was():
         (lambda: create_backbone("vit_tiny_patch16_224", 64, patch_size=[0, 8]), r"cannot be created .*=\[0, 8\]"),
         (lambda: create_backbone("gau_tiny_patch16_224", 64, length=0), "length must be at least 1"),
         (lambda: create_backbone("gau_tiny_patch16_224", 64, position_scale=float("nan")), "finite, not nan"),
+        (lambda: create_backbone("gau_tiny_patch16_224", 64, trained_grid=[4]), r"rows and columns.*not \[4\]"),
         (lambda: geometry(create_backbone("vit_tiny_patch16_224", 72, depth=1), 72), "64 or 80"),
         (
             lambda: geometry(create_backbone("gau_tiny_patch16_224", 64, depth=1, patch_size=(8, 16)), 64),
