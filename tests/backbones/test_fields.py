@@ -103,6 +103,6 @@ def test_a_random_model_that_cannot_be_made_is_not_told_of_weights(monkeypatch):
     def broken(*_, **__):
         raise KeyError("x")
 
-    monkeypatch.setattr("heatssl.export.create_backbone", broken)
+    monkeypatch.setattr("heatssl.export.backbone_files.create_backbone", broken)
     with pytest.raises(UserError, match=r"^test_vit cannot be created \(KeyError"):
         load_backbone("timm:test_vit?random")

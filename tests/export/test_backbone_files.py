@@ -127,7 +127,7 @@ def test_timm_errors_name_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("heatssl.export.create_backbone", offline)
+    monkeypatch.setattr("heatssl.export.backbone_files.create_backbone", offline)
     with pytest.raises(UserError, match=r"could not be loaded \(ConnectionError\).*\?random"):
         load_backbone("timm:resnet10t")
 
