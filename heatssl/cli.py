@@ -28,6 +28,7 @@ FUNCTIONS = {
     "evaluate": "heatssl.report.commands:run_evaluate",
     "attribute": "heatssl.report.commands:run_attribute",
     "report": "heatssl.report.commands:run_report",
+    "export": "heatssl.export.commands:run_export",
     "models": "heatssl.backbones.table:print_models",
 }
 GOES_ON = {  # what the same command does after it was stopped; the others begin again

@@ -5,7 +5,7 @@ and bookkeeping. The YAML files under ``configs/`` give values to these fields a
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 
 @dataclass
@@ -249,6 +249,19 @@ class ReportConfig:
     run: str = "runs/pretrain"  # run folder; report.html is written into it
 
 
+ExportFormat = Literal["timm", "onnx"]
+
+
+@dataclass
+class ExportConfig:
+    """``heatssl export``: weights as other programs take them."""
+
+    run: str = "runs/pretrain"  # run folder, RUN/best, RUN/finetuned.safetensors with its classifier, or as of knn
+    formats: list[str] = field(default_factory=lambda: ["timm"])  # timm: as timm and the Hugging Face hub; onnx
+    image_size: int | None = None  # pixels of a side; null: as in training
+    output: str | None = None  # folder; null: export in the run folder
+
+
 @dataclass
 class ModelsConfig:
     """``heatssl models``."""
@@ -267,6 +280,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "attribute": AttributeConfig,
     "report": ReportConfig,
+    "export": ExportConfig,
     "models": ModelsConfig,
 }
 

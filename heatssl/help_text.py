@@ -23,6 +23,7 @@ SUMMARY = {
     "evaluate": "measure several backbones by the same protocols: one table, and a page",
     "attribute": "write heatmaps of where the features come from, with or without a classifier, and a page of them",
     "report": "write report.html from what a run folder holds",
+    "export": "write weights as timm, the Hugging Face hub and ONNX take them",
     "models": "list backbones with their parameters, operations and input size",
 }
 SHORT = {  # other names of settings, see heatssl.words
@@ -76,6 +77,10 @@ EXAMPLES = {
         "heatssl attribute run=runs/demo checkpoints=true",
     ],
     "report": ["heatssl report run=runs/demo"],
+    "export": [
+        "heatssl export run=runs/demo",
+        "heatssl export run=runs/demo/finetuned.safetensors formats=[timm,onnx] output=exported",
+    ],
     "models": ["heatssl models", "heatssl models names=vit_small_*,gau_small_*"],
 }
 

@@ -12,10 +12,12 @@ from heatssl.export.backbone_files import (
     run_folder,
     save_backbone,
 )
+from heatssl.export.timm_folder import TimmModel, timm_model, write_timm_folder
 
 __all__ = [
     "BackboneInfo",
     "Head",
+    "TimmModel",
     "first_mismatch",
     "is_run",
     "keep_backbone",
@@ -24,4 +26,6 @@ __all__ = [
     "load_head",
     "run_folder",
     "save_backbone",
+    "timm_model",
+    "write_timm_folder",
 ]
