@@ -85,14 +85,19 @@ def _of_roformer(layer: RoFormerAttention, inputs: tuple[Tensor, Whereabouts], o
 
 @torch.no_grad()
 def _of_gated_unit(unit: GatedAttentionUnit, inputs: tuple[Tensor, Whereabouts], output: Tensor) -> AttentionLayer:
-    """O = (U * A V) W_o: query i takes A_ij (u_i * v_j) from key j, a vector of size A_ij |u_i * v_j|."""
+    """O = (U * A V) W_o: query i takes A_ij (u_i * v_j) from key j, a vector of size A_ij |u_i * v_j|.
+
+    Values that attention does not mix are each token's own, as what a ViT's feed-forward layer adds, and no part of it.
+    """
     x, where = inputs
     gate, value, z = unit.gate_value_z(x)
+    gate, value = gate[..., : unit.apart[0]], value[..., : unit.apart[0]]
     query, key = unit.query_key(z).unbind(-2)
     size = (gate.float().square() @ value.float().square().mT).sqrt()
 
     def to_weights(gradient: Tensor) -> Tensor:
-        return (gate * (gradient @ unit.leave.weight) @ value.mT)[:, None]
+        to_mixed = gradient @ unit.leave.weight[:, : unit.apart[0]]
+        return (gate * to_mixed @ value.mT)[:, None]
 
     return AttentionLayer(weights(query, key, where)[:, None], size[:, None], output, to_weights)
 

@@ -5,6 +5,9 @@
 
 One head. Two units have the parameters of an attention and a feed-forward layer at e = 2 d. Values can be linear,
 V = X W_v, as in SwiGLU (arXiv 2002.05202).
+
+Attention may mix a share of the e channels alone. Of the others each token has its own, U * V, a gated linear unit
+beside attention, as a ViT's feed-forward layer is: of a block's 5 d inner channels attention mixes d.
 """
 
 from typing import Literal, get_args
@@ -51,6 +54,7 @@ class GatedUnit(nn.Module):
         key_width: s.
         bias: whether linear layers have biases, and queries and keys offsets; GAU-alpha has none.
         value_activation: ``silu`` (FLASH, GAU-alpha), or ``none``: values are linear.
+        mixed_width: of the e channels of the values, that attention mixes; None: all (FLASH, GAU-alpha).
         dropout: of the output.
 
     Attributes:
@@ -70,6 +74,7 @@ class GatedUnit(nn.Module):
         *,
         bias: bool,
         value_activation: ValueActivation = "silu",
+        mixed_width: int | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -77,6 +82,8 @@ class GatedUnit(nn.Module):
             raise ValueError(f"value_activation must be silu or none, not {value_activation!r}")
         self.values_are_linear = value_activation == "none"
         self.widths = [inner_width, inner_width, key_width]
+        mixed = inner_width if mixed_width is None else mixed_width
+        self.apart = [mixed, inner_width - mixed]
         self.enter = nn.Linear(width, sum(self.widths), bias=bias)
         self.query_key = ScaleOffset(key_width, self.maps, offset=bias)
         self.leave = nn.Linear(inner_width, width, bias=bias)
@@ -85,7 +92,15 @@ class GatedUnit(nn.Module):
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         """Tokens (B, n, d), where they are -> (B, n, d)."""
         gate, value, z = self.gate_value_z(x)
-        return self.dropout(self.leave(self.attend(value, gate, z, where)))
+        return self.dropout(self.leave(self.mix(value, gate, z, where)))
+
+    def mix(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """U * (A V) of the channels that attention mixes, U * V of the others; arguments as of :meth:`attend`."""
+        if self.apart[1] == 0:
+            return self.attend(value, gate, z, where)
+        mixed, own = value.split(self.apart, dim=-1)
+        gate_of_mixed, gate_of_own = gate.split(self.apart, dim=-1)
+        return torch.cat([self.attend(mixed, gate_of_mixed, z, where), gate_of_own * own], dim=-1)
 
     def gate_value_z(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """U, V and Z: tokens (B, n, d) -> (B, n, e), (B, n, e), (B, n, s)."""

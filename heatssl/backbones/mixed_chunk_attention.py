@@ -37,7 +37,7 @@ class MixedChunkAttention(GatedUnit):
         if tiles is not None:
             x = into_tiles(x, tiles)
         gate, value, z = self.gate_value_z(x)
-        mixed = self.dropout(self.leave(self.attend(value, gate, z, where)))
+        mixed = self.dropout(self.leave(self.mix(value, gate, z, where)))
         return mixed if tiles is None else out_of_tiles(mixed, tiles)
 
     def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:

@@ -18,9 +18,11 @@ from heatssl.backbones.create import TIMM_SOURCES
 from heatssl.errors import UserError
 from heatssl.files import write_atomically
 
-FORMAT = "heatssl-backbone-2"
-_FIRST_FORMAT = "heatssl-backbone-1"
-_UNSAID_AT_FIRST = {"norm_place": "post", "value_activation": "silu"}  # of gau_* and flash_*, where nothing was said
+FORMAT = "heatssl-backbone-3"
+_UNSAID: dict[str, dict[str, Any]] = {  # earlier formats: of gau_* and flash_*, what was meant where nothing was said
+    "heatssl-backbone-1": {"norm_place": "post", "value_activation": "silu", "mixed_share": 1.0},
+    "heatssl-backbone-2": {"mixed_share": 1.0},
+}
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # files of weights, by the end of their name
 
 
@@ -39,15 +41,15 @@ class BackboneInfo:
 
     @classmethod
     def from_json(cls, text: str) -> "BackboneInfo":
-        """Of this format or the first, whose units had other defaults.
+        """Of this format or an earlier one, whose units had other defaults.
 
         Raises:
             ValueError, TypeError: on what describes no backbone.
         """
         info = cls(**json.loads(text))
-        if info.format != _FIRST_FORMAT:
+        if info.format not in _UNSAID:
             return info
-        unsaid = _UNSAID_AT_FIRST if info.name.startswith(("gau_", "flash_")) else {}
+        unsaid = _UNSAID[info.format] if info.name.startswith(("gau_", "flash_")) else {}
         return replace(info, format=FORMAT, arguments=unsaid | info.arguments)
 
     def to_json(self) -> str:

@@ -61,7 +61,9 @@ def attention(
             return _by_triton(query, key, value, gate, activation, factor, divisor, valid)
         if chosen == "sdpa":
             scaled = query * _factor(query, activation, factor, divisor)
-            attended = F.scaled_dot_product_attention(scaled, key, value, scale=1.0)
+            # Without an axis of heads it would not be torch's fused one.
+            heads = [x if x.ndim > 3 else x.unsqueeze(0) for x in (scaled, key, value)]
+            attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=1.0).view(value.shape)
             return attended if gate is None else gate * attended
     # Queries take the factor, which the pairs would need a pass for. Not mT, which not every ONNX exporter knows.
     scaled = query * _factor(query, activation, factor, divisor)

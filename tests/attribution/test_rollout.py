@@ -43,9 +43,11 @@ def test_weights_computed_anew_give_the_output_of_the_layer(
     handle.remove()
     if kind == "gau":
         gate, value, _ = layer.gate_value_z(inputs[-1])
-        attended = gate * (layers[1].weights[:, 0] @ value)
+        mixed = layer.apart[0]
+        assert 0 < mixed < gate.shape[-1], "the others are each token's own"
+        attended = gate * torch.cat([layers[1].weights[:, 0] @ value[..., :mixed], value[..., mixed:]], dim=-1)
         # |u_i * v_j| of one pair, by hand
-        by_hand = (gate[0, 3] * value[0, 7]).norm()
+        by_hand = (gate[0, 3] * value[0, 7])[:mixed].norm()
         torch.testing.assert_close(layers[1].size[0, 0, 3, 7], by_hand, rtol=1e-4, atol=1e-6)
     else:
         value = layer.query_key_value(inputs[-1])[2]
@@ -70,7 +72,9 @@ def test_the_gradient_is_that_of_the_weights(kinds: dict[str, nn.Module], kind: 
         handle = block.attn.attn_drop.register_forward_hook(lambda _module, _inputs, output: output * (1 + step))
     else:
         layer = block.layer if kind == "gau" else block.attention.layer
-        handle = layer.leave.register_forward_pre_hook(lambda _module, inputs: (inputs[0] * (1 + step),))
+        more = torch.ones(layer.leave.in_features)
+        more[: layer.apart[0] if kind == "gau" else None] += step
+        handle = layer.leave.register_forward_pre_hook(lambda _module, inputs: (inputs[0] * more,))
     with torch.no_grad():
         moved = model(images)[:, 1].sum()
     handle.remove()

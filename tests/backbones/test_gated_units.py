@@ -44,11 +44,13 @@ def whereabouts(
     return Whereabouts(rotation_of(places), weighting, keys, valid, number, slots, tiles)
 
 
+@pytest.mark.parametrize("mixed", [INNER, 6])
 @pytest.mark.parametrize("value_activation", ["silu", "none"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["relu2", "relu2_fixed", "softmax"])
-def test_a_unit_is_its_formula(kind, bias, value_activation):
-    unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, bias=bias, value_activation=value_activation))
+def test_a_unit_is_its_formula(kind, bias, value_activation, mixed):
+    settings = {"bias": bias, "value_activation": value_activation, "mixed_width": mixed}
+    unit = shaken(GatedAttentionUnit(WIDTH, INNER, KEY, **settings))
     x, places = torch.randn(2, 6, WIDTH), places_of(2, 3)
     rotation = rotation_of(places)
     u, v, z = (
@@ -65,7 +67,10 @@ def test_a_unit_is_its_formula(kind, bias, value_activation):
         if kind == "softmax"
         else raw.clamp_min(0) ** 2 / KEY / (6 if kind == "relu2" else 5)
     )
-    expected = torch.einsum("bne,de->bnd", u * torch.einsum("bij,bje->bie", a, v), unit.leave.weight)
+    # What attention leaves alone is each token's own: the identity in the place of A.
+    own = torch.eye(6).expand(2, 6, 6)
+    attended = [torch.einsum("bij,bj->bi", a if e < mixed else own, v[..., e]) for e in range(INNER)]
+    expected = torch.einsum("bne,de->bnd", u * torch.stack(attended, dim=-1), unit.leave.weight)
     torch.testing.assert_close(
         unit(x, whereabouts(kind, places)), expected + (unit.leave.bias if bias else 0), atol=1e-5, rtol=1e-4
     )
@@ -162,9 +167,15 @@ def test_the_cost_of_chunk_attention_is_linear():
     for name in ("flash_small_patch16_224", "gau_tiny_patch16_224"):
         each = []
         for side in (32, 64):
-            model = timm.create_model(
-                name, depth=1, embed_dim=16, key_width=8, img_size=2 * side, patch_size=2, num_classes=0
-            ).eval()
+            sizes = {
+                "depth": 1,
+                "embed_dim": 16,
+                "key_width": 8,
+                "mixed_share": 1.0,
+                "img_size": 2 * side,
+                "patch_size": 2,
+            }
+            model = timm.create_model(name, num_classes=0, **sizes).eval()
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 model(torch.zeros(1, 3, 2 * side, 2 * side))
             each.append(counter.get_total_flops() / side**2)

@@ -47,7 +47,7 @@ KINDS = {
     "roformer_v2": "roformer_v2_small_patch16_224",
 }
 EXTRA = {
-    "gau_alpha": {"norm_place": "post", "value_activation": "silu"},
+    "gau_alpha": {"norm_place": "post", "value_activation": "silu", "mixed_share": 1.0},
     "gau_biases": {"bias": True},
     "gau_table": {"pos_embed": "learn"},
     "flash_chunks": {"chunk": 3},
@@ -348,6 +348,7 @@ def test_bfloat16_stays_near(kind, normaliser):
         ("gau_tiny_patch16_224", {"pos_embed": "sincos"}, "pos_embed must be none or learn"),
         ("gau_tiny_patch16_224", {"norm_place": "middle"}, "norm_place must be pre or post"),
         ("gau_tiny_patch16_224", {"value_activation": "relu"}, "value_activation must be silu or none"),
+        ("gau_tiny_patch16_224", {"mixed_share": 0.0}, "mixed_share=0.0 mixes 0 of 384 channels"),
         ("gau_tiny_patch16_224", {"global_pool": "token"}, "global_pool must be avg or empty, not 'token'"),
         ("gau_tiny_patch16_224", {"key_width": 6}, "4 divides"),
         ("gau_tiny_patch16_224", {"length": 0}, "length must be at least 1, not 0"),

@@ -64,7 +64,7 @@ def test_a_block_of_roformer_v2_is_its_formula(ramp):
 
 @pytest.mark.parametrize("ramp", [1.0, 0.4])
 def test_gau_alpha_normalises_what_goes_in_and_each_sum(ramp):
-    settings = {"norm_place": "post", "value_activation": "silu", "normaliser": "softmax"}
+    settings = {"norm_place": "post", "value_activation": "silu", "mixed_share": 1.0, "normaliser": "softmax"}
     model = timm.create_model(GAU, depth=2, embed_dim=WIDTH, key_width=8, **settings, **GRID)
     fade_in(shaken(model), ramp)
     images = torch.randn(2, 3, 8 * ROWS, 8 * COLUMNS)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -47,12 +48,16 @@ def test_a_run_whose_arguments_name_a_size_of_their_own_still_loads(tmp_path: Pa
     assert load_backbone(tmp_path)[0].patch_embed.img_size == (64, 64)
 
 
-def test_gated_units_of_the_first_format_are_what_they_were(tmp_path: Path) -> None:
-    """Their defaults were others, and weights without a norm, or with linear values, would be another model's."""
+@pytest.mark.parametrize(
+    ("number", "then"),
+    [(1, {"norm_place": "post", "value_activation": "silu", "mixed_share": 1.0}), (2, {"mixed_share": 1.0})],
+)
+def test_gated_units_of_earlier_formats_are_what_they_were(number: int, then: dict[str, Any], tmp_path: Path) -> None:
+    """Their defaults were others, and the same weights would be another model's."""
     (tmp_path / "config.yaml").touch()
     units = {"depth": 2, "embed_dim": 48, "key_width": 16, "patch_size": 8}
-    alpha = create_backbone("gau_tiny_patch16_224", 32, **units, norm_place="post", value_activation="silu").eval()
-    save_backbone(tmp_path, alpha, BackboneInfo("gau_tiny_patch16_224", 32, units, format="heatssl-backbone-1"))
+    alpha = create_backbone("gau_tiny_patch16_224", 32, **units, **then).eval()
+    save_backbone(tmp_path, alpha, BackboneInfo("gau_tiny_patch16_224", 32, units, format=f"heatssl-backbone-{number}"))
     images = torch.randn(1, 3, 32, 32)
     for source in (tmp_path, tmp_path / "backbone.safetensors"):
         assert torch.equal(load_backbone(source)[0](images), alpha(images))
