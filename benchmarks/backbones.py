@@ -33,6 +33,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     REFERENCE: ("vit_{size}_patch16_224", {"class_token": False, "global_pool": "avg"}),
     "gau": ("gau_{size}_patch16_224", {}),
     "gau, relu2": ("gau_{size}_patch16_224", {"normaliser": "relu2"}),
+    "gau, all mixed": ("gau_{size}_patch16_224", {"mixed_share": 1.0}),
     "flash": ("flash_{size}_patch16_224", {}),
     "roformer_v2": ("roformer_v2_{size}_patch16_224", {}),
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heatssl.ops import attention
 
@@ -66,8 +67,16 @@ def test_eager(activation, gated, lead, dtype):
 
 @pytest.mark.parametrize("shape", [(9, 4, 4), (9, 4, 6), (200, 8, 8)])
 @pytest.mark.parametrize("gated", [True, False])
-def test_torchs_own(shape, gated):
-    check_backend("sdpa", "softmax", shape, torch.float32, gated=gated, masked=False, lead=(2, 3))
+@pytest.mark.parametrize("lead", [(2,), (2, 3)])
+def test_torchs_own(shape, gated, lead):
+    check_backend("sdpa", "softmax", shape, torch.float32, gated=gated, masked=False, lead=lead)
+
+
+def test_one_head_of_many_tokens_runs_in_torchs_fused_kernel():
+    """Without an axis of heads torch would write all weights down."""
+    query, key, value = torch.randn(3, 2, 200, 8).unbind(0)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        attention(query, key, value, None, "softmax", torch.ones(1, 1, 1), torch.ones(1, 1, 1))
 
 
 def test_one_query_by_hand():
