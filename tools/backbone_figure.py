@@ -81,7 +81,7 @@ def gau() -> Drawing:
         Box("z (n, s)", "point", 3.1, 1.3, 2),
         Box("q, k: scaled by\nchannel, turned", "point", 3.1, 1.3, 3.15),
         Box("A = softmax(f q kᵀ)\nor  relu(f q kᵀ)² / n", "mix", 3.1, 1.7, 4.35),
-        Box("U * A V", "mix", 1.6, 2.4, 5.4),
+        Box("U * (A V₁, V₂), V₁ of s channels", "mix", 1.6, 2.4, 5.4),
         Box("linear", "linear", 1.6, 2.4, 6.3),
     ]
     return Drawing(
@@ -101,9 +101,9 @@ def flash() -> Drawing:
         Box("values V\n(n, e)", "point", 2, 1.1, 2.5),
         Box("z (n, s)", "point", 3.25, 1.1, 2),
         Box("two q, two k", "point", 3.25, 1.1, 3),
-        Box("in each chunk\nof 16 x 16: A V", "mix", 1.85, 1.25, 4.3),
-        Box("across chunks:\nq (kᵀ V) / n", "mix", 3.25, 1.3, 4.3),
-        Box("U * (near + far)", "mix", 1.7, 2.6, 5.4),
+        Box("in each chunk\nof 16 x 16: A V₁", "mix", 1.85, 1.25, 4.3),
+        Box("across chunks:\nq (kᵀ V₁) / n", "mix", 3.25, 1.3, 4.3),
+        Box("U * (near + far, V₂)", "mix", 1.7, 2.6, 5.4),
         Box("linear", "linear", 1.7, 2.6, 6.3),
     ]
     return Drawing(
