@@ -34,12 +34,14 @@ class FreeLinear(Propagator):
         offsets: the (dx, dy) in whole patches that the field can be moved by, beside (0, 0).
 
     Raises:
-        ValueError: without any offset.
+        ValueError: without any offset, or on one that is a fraction of a patch.
     """
 
     def __init__(self, channels: int, offsets: Sequence[Offset]) -> None:
         super().__init__(channels)
-        self.offsets = sorted({(dx, dy) for dx, dy in offsets} - {(0, 0)})
+        if any(step != int(step) for offset in offsets for step in offset):
+            raise ValueError(f"free matrices move by whole patches, not by {list(offsets)}")
+        self.offsets = sorted({(int(dx), int(dy)) for dx, dy in offsets} - {(0, 0)})
         if not self.offsets:
             raise ValueError("a free linear map needs offsets to move by, such as [(1, 0), (0, 1)]")
         # As near the identity as the full matrices of FirstOrder start; weight decay pulls towards a copy, as theirs.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.heat.law import Law
-from heatssl.ops import Boundary, depthwise_stencil, full_precision
+from heatssl.ops import Boundary, check_boundary, depthwise_stencil, full_precision
 
 Coupling = Literal["full", "grouped", "diagonal"]
 
@@ -33,7 +33,8 @@ class CorrelatedLaplace(Law):
         spacing: distance between neighbouring positions (1.0: derivatives per patch).
 
     Raises:
-        ValueError: on an unknown coupling, groups that do not divide the channels, or a spacing that is not positive.
+        ValueError: on an unknown coupling or boundary, groups that do not divide the channels, or a spacing that is
+            not positive.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class CorrelatedLaplace(Law):
         self.groups = {"full": 1, "diagonal": channels}.get(coupling, groups or 0)
         if channels < 1 or self.groups < 1 or channels % self.groups:
             raise ValueError(f"{channels} channels cannot be divided into {self.groups} groups")
+        check_boundary(boundary)
         if spacing <= 0:
             raise ValueError(f"spacing must be positive, not {spacing}")
         self.boundary: Boundary = boundary

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.heat.law import Propagator, apply_matrix
-from heatssl.ops import fill_quarters_commuting, fill_quarters_full, full_precision, turn
+from heatssl.ops import accumulator, fill_quarters_commuting, fill_quarters_full, full_precision, turn
 
 
 class FirstOrder(Propagator):
@@ -82,8 +82,9 @@ class FirstOrder(Propagator):
         if not self.commuting:
             return None
         skew = self.basis_skew - self.basis_skew.T
-        identity = torch.eye(self.channels, dtype=skew.dtype, device=skew.device)
-        return torch.linalg.solve(identity - skew, identity + skew)
+        wide = skew.to(accumulator(skew.dtype))  # half precision has no solver
+        identity = torch.eye(self.channels, dtype=wide.dtype, device=skew.device)
+        return torch.linalg.solve(identity - wide, identity + wide).to(skew.dtype)
 
     def generators(self) -> tuple[Tensor, Tensor]:
         """Logarithms of the steps' eigenvalues along x and y, commuting form.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.heat.law import Law, apply_matrix
-from heatssl.ops import full_precision
+from heatssl.ops import accumulator, full_precision
 
 
 def wave_speeds(a: Tensor, b: Tensor) -> Tensor:
@@ -65,12 +65,19 @@ class HiddenWaves(Law):
         # Lambda on (real, imaginary) parts of the direction v: M (v_r + i v_i) = (l_r + i l_i) (v_r + i v_i).
         turns = torch.cat([torch.cat([real, imaginary], dim=1), torch.cat([-imaginary, real], dim=1)])
         with full_precision(turns):
-            return torch.linalg.solve(self.directions.T, (self.directions @ turns).T).T
+            wide = accumulator(turns.dtype)  # half precision has no solver
+            directions, turns = self.directions.to(wide), turns.to(wide)
+            return torch.linalg.solve(directions.T, (directions @ turns).T).T.to(self.directions.dtype)
 
     def waves(self, z: Tensor) -> Tensor:
-        """The waves zeta = V^-1 z (B, C/2, H, W), complex, one of each conjugate pair; z = 2 Re(V zeta)."""
-        real, imaginary = apply_matrix(torch.linalg.inv(self.directions), z).chunk(2, dim=1)
-        return torch.complex(real, -imaginary) / 2
+        """The waves zeta = V^-1 z (B, C/2, H, W), complex, one of each conjugate pair; z = 2 Re(V zeta).
+
+        Complex numbers of float32, or float64 for float64.
+        """
+        wide = accumulator(z.dtype)
+        with full_precision(z):
+            real, imaginary = apply_matrix(torch.linalg.inv(self.directions.to(wide)), z.to(wide)).chunk(2, dim=1)
+            return torch.complex(real, -imaginary) / 2
 
     def residual(self, z: Tensor) -> Tensor:
         """||z_x - M z_y||^2 / C in the middle of each four neighbouring positions.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from heatssl.heat.law import Law
-from heatssl.ops import Boundary, depthwise_stencil, residual_loss
+from heatssl.ops import Boundary, check_boundary, depthwise_stencil, residual_loss
 
 Stencil = Literal["5pt", "9pt"]
 
@@ -57,12 +57,13 @@ class Laplace(Law):
         spacing: distance between neighbouring positions (1.0: derivatives per patch).
 
     Raises:
-        ValueError: on an unknown stencil, or a spacing that is not positive.
+        ValueError: on an unknown stencil or boundary, or a spacing that is not positive.
     """
 
     def __init__(self, stencil: Stencil = "5pt", boundary: Boundary = "interior", spacing: float = 1.0) -> None:
         super().__init__()
         laplacian_stencil(stencil)
+        check_boundary(boundary)
         if spacing <= 0:
             raise ValueError(f"spacing must be positive, not {spacing}")
         self.stencil: Stencil = stencil
@@ -79,7 +80,8 @@ class Laplace(Law):
         Cheap enough to regularise any layer's field. For large fields on a CPU its first call compiles C++.
         """
         # Tokens less their class token are a view with gaps, which only a copy makes fit for the fused loss.
-        z = z.contiguous(memory_format=torch.channels_last if z.stride(1) == 1 else torch.contiguous_format)
+        if z.ndim == 4:
+            z = z.contiguous(memory_format=torch.channels_last if z.stride(1) == 1 else torch.contiguous_format)
         return residual_loss(z, laplacian_stencil(self.stencil) / self.spacing**2, self.boundary)
 
     def extra_repr(self) -> str:

@@ -105,7 +105,7 @@ class Propagator(Law):
             (B, C, H, W).
 
         Raises:
-            ValueError: on the wrong number of channels.
+            ValueError: on the wrong number of channels, or corners that are not in ascending order.
         """
         basis = self.basis()
         return self.leave(self.move_to_quarters(self.enter(quarter, basis), corner), basis)

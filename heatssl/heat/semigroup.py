@@ -6,6 +6,7 @@ where it is periodic, and one matrix product per axis, H + W multiply-adds per p
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -38,7 +39,8 @@ def heat_semigroup(
         (B, C, H, W), of the type of z. The mean over positions never changes.
 
     Raises:
-        ValueError: on an unknown boundary or laplacian, a negative number t, or a tensor t of another shape.
+        ValueError: on an unknown boundary or laplacian, a field of another shape or of whole numbers, a number t that
+            is negative or infinite, or a tensor t of another shape.
     """
     for what, choice, choices in (
         ("boundary", boundary, get_args(HeatBoundary)),
@@ -46,6 +48,8 @@ def heat_semigroup(
     ):
         if choice not in choices:
             raise ValueError(f"unknown {what} {choice!r}: choose one of {', '.join(choices)}")
+    if z.ndim != 4 or not z.is_floating_point():
+        raise ValueError(f"a field is a floating-point tensor (B, C, H, W), not {tuple(z.shape)} of {z.dtype}")
     field = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
     time = _broadcast_time(t, field)
     with full_precision(z):
@@ -100,7 +104,13 @@ class HeatFlow(Law):
         return self.log_time.exp().repeat_interleave(self.channels // len(self.log_time))
 
     def evolve(self, z: Tensor) -> Tensor:
-        """The field after :attr:`time`: (B, C, H, W) -> same."""
+        """The field after :attr:`time`: (B, C, H, W) -> same.
+
+        Raises:
+            ValueError: on the wrong number of channels.
+        """
+        if z.ndim != 4 or z.shape[1] != self.channels:
+            raise ValueError(f"this law expects a field (B, {self.channels}, H, W), not {tuple(z.shape)}")
         return heat_semigroup(z, self.time, self.boundary, self.laplacian)
 
     def residual(self, z: Tensor, later: Tensor | None = None) -> Tensor:
@@ -127,17 +137,22 @@ class HeatFlow(Law):
 def _broadcast_time(t: float | Tensor, field: Tensor) -> Tensor:
     """Time as a tensor that broadcasts to (B, C, 1, 1)."""
     if not isinstance(t, Tensor):
-        if t < 0:
-            raise ValueError(f"heat does not flow back in time: t must be 0 or more, not {t}")
+        if not 0 <= t < math.inf:
+            raise ValueError(f"heat does not flow back in time, nor for ever: t must be 0 or more, not {t}")
         return torch.full((), t, dtype=field.dtype, device=field.device)
     if t.ndim == 1 and len(t) == field.shape[1]:
         t = t[:, None, None]
-    elif t.ndim not in (0, 4) or (t.ndim == 4 and t.shape[2:] != (1, 1)):
+    elif t.ndim and not (t.ndim == 4 and _spreads(t.shape, (*field.shape[:2], 1, 1))):
         raise ValueError(
             f"t has shape {tuple(t.shape)}: give a number, ({field.shape[1]},) for the channels, "
             "or a shape that broadcasts to (B, C, 1, 1)"
         )
     return t.to(field)
+
+
+def _spreads(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a tensor of one shape broadcasts to another of as many axes."""
+    return all(own in (1, whole) for own, whole in zip(shape, wanted, strict=True))
 
 
 def eigenvalues(size: int, boundary: HeatBoundary, laplacian: Laplacian, like: Tensor) -> Tensor:

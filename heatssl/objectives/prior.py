@@ -11,7 +11,7 @@ then filled in as a body at rest would be (:func:`heatssl.heat.harmonic_weights`
 import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -43,8 +43,41 @@ def attach_prior(objective: Objective, settings: dict[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise UserError(f"prior {settings['name']}: {error}") from error
     objective.prior = prior
-    objective.register_forward_pre_hook(lambda _objective, inputs: prior.begin(inputs[0]))
-    objective.register_forward_hook(lambda _objective, _inputs, outputs: prior.add_to(outputs))
+    objective.register_forward_pre_hook(_begin)
+    objective.register_forward_hook(_end, always_call=True)
+
+
+# Hooks find the prior in what they are called with, so that a copy of an objective has the copy of its prior.
+def _begin(objective: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    cast("Prior", objective.prior).begin(inputs[0])
+
+
+def _end(objective: nn.Module, _inputs: tuple[Tensor, ...], outputs: Outputs | None) -> Outputs | None:
+    prior = cast("Prior", objective.prior)
+    if outputs is None:  # the objective has failed
+        prior.stop()
+        return None
+    return prior.add_to(outputs)
+
+
+# Heat flow is about two fields, and controls state no equation: all of one field can be made to obey them for nothing.
+_NO_PRIOR = (heat.HeatFlow, heat.Copy, heat.FreeLinear, heat.MultilayerPerceptron)
+_Shown = tuple[Tensor, tuple[int, int]]  # patches (B, n) and their grid, of heatssl.backbones.patches_shown
+
+
+class _Watcher:
+    """A hook that keeps what a layer returns while there is a list for it.
+
+    Nothing is computed here: gradient checkpointing would compute it once more, when nobody is watching.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, _Shown | None]] | None = None
+
+    @torch.compiler.disable
+    def __call__(self, _layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if self.seen is not None:
+            self.seen.append((output, patches_shown()))
 
 
 class Prior(nn.Module):
@@ -88,15 +121,23 @@ class Prior(nn.Module):
             if self.layers.count(name) > 1:
                 raise ValueError(f"layers={list(layers)} names {name} more than once: name each layer once")
         self.laws = nn.ModuleList(_law(law, int(layer["num_chs"]), settings) for layer in chosen)
-        self._fields: dict[str, list[Tensor]] = {}
-        self._images: Tensor | None = None  # what the objective is looking at; None: hooks do nothing
-        for name in self.layers:
-            backbone.get_submodule(name).register_forward_hook(self._watch(backbone, name))
+        self._watchers = [_Watcher() for _ in self.layers]
+        for name, watcher in zip(self.layers, self._watchers, strict=True):
+            backbone.get_submodule(name).register_forward_hook(watcher)
+        self._backbone = (backbone,)  # not a part of this module
+        self._images: Tensor | None = None
 
     def begin(self, images: Tensor) -> None:
         """From here on the layers are watched; the objective sees images (B, 3, S, S)."""
         self._images = images
-        self._fields = {name: [] for name in self.layers}
+        for watcher in self._watchers:
+            watcher.seen = []
+
+    def stop(self) -> None:
+        """Stop watching, and forget what was seen."""
+        self._images = None
+        for watcher in self._watchers:
+            watcher.seen = None
 
     def add_to(self, outputs: Outputs) -> Outputs:
         """Stop watching; add the weighted mean to the loss and ``prior/<layer>`` to the logs.
@@ -104,20 +145,21 @@ class Prior(nn.Module):
         Raises:
             UserError: when a layer was not run, or its field is too small for the law.
         """
+        seen, images = [watcher.seen for watcher in self._watchers], self._images
+        self.stop()
+        assert images is not None
         residuals = {}
         # Differences of neighbours cancel: too fine for half precision.
         with full_precision(outputs.loss):
-            for name, law in zip(self.layers, self.laws, strict=True):
-                if not self._fields[name]:
+            for name, law, calls in zip(self.layers, self.laws, seen, strict=True):
+                if not calls:
                     raise UserError(f"prior.layers: {name} takes no part in this objective: choose another layer")
+                fields = [self._field(output, images, shown).float() for output, shown in calls]
                 try:
-                    values = [
-                        heat.relative_residual(cast("heat.Law", law), field.float()) for field in self._fields[name]
-                    ]
+                    values = [heat.relative_residual(cast("heat.Law", law), field) for field in fields]
                 except ValueError as error:
                     raise UserError(f"prior on {name}: {error}") from error
                 residuals[name] = torch.stack(values).mean()
-        self._images, self._fields = None, {}
         logs = {f"prior/{name}": value.detach() for name, value in residuals.items()}
         loss = outputs.loss + self.weight * torch.stack(list(residuals.values())).mean()
         return outputs._replace(loss=loss, logs=outputs.logs | logs)
@@ -125,16 +167,9 @@ class Prior(nn.Module):
     def extra_repr(self) -> str:
         return f"layers={self.layers}, weight={self.weight}, block={self.block}"
 
-    def _watch(self, backbone: nn.Module, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        @torch.compiler.disable
-        def watch(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            if self._images is not None:
-                self._fields[name].append(self._field(backbone, output, self._images))
-
-        return watch
-
-    def _field(self, backbone: Any, output: Tensor, images: Tensor) -> Tensor:
+    def _field(self, output: Tensor, images: Tensor, encoded: _Shown | None) -> Tensor:
         """What a layer returned as a field: tokens are of whole images, of the objective's block, or scattered."""
+        (backbone,) = self._backbone
         shown = [images]
         if self.block is not None and output.ndim == 3:
             rows, columns = (
@@ -144,7 +179,6 @@ class Prior(nn.Module):
         for part in shown:
             with contextlib.suppress(UserError):
                 return as_field(backbone, output, part)
-        encoded = patches_shown()
         if encoded is None:
             raise UserError(
                 f"a layer returns {tuple(output.shape)}, tokens without a grid: a prior needs an objective whose "
@@ -178,7 +212,7 @@ def _law(name: str, channels: int, settings: dict[str, Any]) -> heat.Law:
     laws = {
         re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): kind
         for name, kind in public.items()
-        if isinstance(kind, type) and issubclass(kind, heat.Law)
+        if isinstance(kind, type) and issubclass(kind, heat.Law) and kind not in _NO_PRIOR
     }
     if name not in laws:
         raise UserError(f"unknown law {name!r}{did_you_mean(name, laws)}")

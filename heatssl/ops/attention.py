@@ -5,6 +5,7 @@
 with the factor f and the divisor c each image's own (:class:`heatssl.backbones.normalisers.Normaliser` has them).
 """
 
+import os
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -37,7 +38,7 @@ def attention(
     """Gated attention within any number of sequences; but for ``eager``, no weights A are kept for the backward pass.
 
     Args:
-        query: (..., n, s).
+        query: (..., n, s), one leading axis at least.
         key: (..., n, s).
         value: (..., n, e).
         gate: U, (..., n, e); None: ones.
@@ -61,9 +62,8 @@ def attention(
             return _by_triton(query, key, value, gate, activation, factor, divisor, valid)
         if chosen == "sdpa":
             scaled = query * _factor(query, activation, factor, divisor)
-            # Without an axis of heads it would not be torch's fused one.
-            heads = [x if x.ndim > 3 else x.unsqueeze(0) for x in (scaled, key, value)]
-            attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=1.0).view(value.shape)
+            query, key, heads = _with_heads(scaled), _with_heads(key), _with_heads(value)
+            attended = F.scaled_dot_product_attention(query, key, heads, scale=1.0).view(value.shape)
             return attended if gate is None else gate * attended
     # Queries take the factor, which the pairs would need a pass for. Not mT, which not every ONNX exporter knows.
     scaled = query * _factor(query, activation, factor, divisor)
@@ -84,6 +84,11 @@ def _factor(like: Tensor, activation: str, factor: Tensor, divisor: Tensor) -> T
     if like.dtype == torch.float64:
         factor, divisor = factor.double(), divisor.double()
     return (factor / divisor.sqrt() if activation == "relu2" else factor).to(like.dtype)
+
+
+def _with_heads(x: Tensor) -> Tensor:
+    """Sequences (..., n, s) with one axis of images and one of heads, without which torch's attention is not fused."""
+    return x.unsqueeze(0) if x.ndim == 3 else x.flatten(0, -4) if x.ndim > 4 else x
 
 
 def _normalised(scores: Tensor, activation: str, valid: Tensor | None) -> Tensor:
@@ -109,6 +114,8 @@ def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None,
         raise ValueError("backend=sdpa is for softmax without padding: choose auto")
     if backend == "triton" and not _HAS_TRITON:
         raise ValueError("backend=triton needs the package triton: choose auto")
+    if backend == "triton" and not (query.is_cuda or "TRITON_INTERPRET" in os.environ):
+        raise ValueError("backend=triton needs a field on a GPU: choose auto")
     if backend != "auto":
         return backend
     is_square = query.shape[-1] == value.shape[-1]

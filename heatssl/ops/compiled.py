@@ -82,21 +82,27 @@ def library() -> ctypes.CDLL:
     key = "\n".join([*command, torch.__version__, platform.machine(), _instructions(), SOURCE.read_text()])
     name = f"residual_loss_{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     kept = cache_folder() / name
-    if not kept.exists():
-        try:
+    try:
+        if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=kept.parent) as folder:  # on the same file system
                 _compile(command, Path(folder) / name).replace(kept)
-        except OSError:  # a home that is read-only or full: compiled for this process alone
-            with TemporaryDirectory() as folder:
-                return _load(_compile(command, Path(folder) / name))
-    return _load(kept)
+        return _load(kept)
+    except (OSError, RuntimeError):
+        # A home that is full, that may not be written, searched or run from, or a damaged file: for this process alone.
+        with TemporaryDirectory() as folder:
+            return _load(_compile(command, Path(folder) / name))
+
+
+def compiler() -> list[str] | None:
+    """The words that call the C++ compiler of this machine; None: it has none."""
+    known = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    return next((words for words in map(shlex.split, known) if words and shutil.which(words[0])), None)
 
 
 def _command() -> list[str]:
-    compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    compiler = next((words for words in map(shlex.split, compilers) if words and shutil.which(words[0])), None)
-    if compiler is None:
+    words = compiler()
+    if words is None:
         raise RuntimeError("no C++ compiler found")
     flags = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared"]
     flags += ["-fno-tree-loop-distribute-patterns"]  # short rows: copying them inline is faster than calling memcpy
@@ -104,7 +110,7 @@ def _command() -> list[str]:
         flags += ["-march=native"]
     if platform.machine() in {"x86_64", "AMD64"}:
         flags += ["-mprefer-vector-width=256"]  # most loads are unaligned; longer ones cross a cache line each time
-    return [*compiler, *flags, f"-I{Path(torch.__file__).parent / 'include'}"]
+    return [*words, *flags, f"-I{Path(torch.__file__).parent / 'include'}"]
 
 
 def _instructions() -> str:

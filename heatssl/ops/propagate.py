@@ -73,9 +73,18 @@ def fill_quarters_full(quarter: Tensor, corner: Tensor, step_x: Tensor, step_y: 
 
 
 def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
-    """Quarters that lie in the same corner, with its row and column: (B, C, h, w), (B,) sorted; no empty groups."""
-    groups = quarter.split(torch.bincount(corner, minlength=4).tolist())
-    return [(group, *divmod(number, 2)) for number, group in enumerate(groups) if len(group)]
+    """Quarters that lie in the same corner, with its row and column: (B, C, h, w), (B,) in ascending order.
+
+    Empty groups are left out, but for one of a batch without images.
+
+    Raises:
+        ValueError: when corners are not in ascending order, or not 0 to 3.
+    """
+    counts = torch.bincount(corner, minlength=4).tolist()
+    if len(counts) > 4 or not bool((corner.diff() >= 0).all()):
+        raise ValueError("corner must be 0 to 3 in ascending order: sort the images by their corner")
+    found = [(group, *divmod(number, 2)) for number, group in enumerate(quarter.split(counts)) if len(group)]
+    return found or [(quarter, 0, 0)]
 
 
 def _powers(step: Tensor, exponent: int) -> dict[int, Tensor]:

@@ -1,5 +1,6 @@
 """The mean squared response of a 3x3 stencil on a field, fused with its gradient; one dispatch over three backends."""
 
+import os
 import warnings
 from functools import lru_cache
 from types import ModuleType
@@ -9,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from heatssl.ops.stencil import Boundary, Weights, accumulator, check_field, depthwise_stencil, weights_of
+from heatssl.ops.stencil import (
+    Boundary,
+    Weights,
+    accumulator,
+    check_field,
+    check_stencil,
+    depthwise_stencil,
+    weights_of,
+)
 
 Backend = Literal["auto", "eager", "compiled", "triton"]
 SMALL = 2**18  # elements below which an eager loss costs less than the seconds of a compilation ever win back
@@ -36,10 +45,10 @@ def residual_loss(z: Tensor, stencil: Tensor, boundary: Boundary = "interior", b
         ValueError: on an unknown boundary or backend, a stencil that is not (3, 3) or requires a gradient, or a field
             without four dimensions or too small for the boundary.
     """
-    weights, chosen = _checked(z, stencil, boundary, backend)
+    chosen = _checked(z, stencil, boundary, backend)
     if chosen == "eager":
         return _eager(z, stencil, boundary)
-    return _ResidualLoss.apply(z, weights, boundary, chosen)
+    return _ResidualLoss.apply(z.resolve_neg(), weights_of(stencil), boundary, chosen)
 
 
 def residual_loss_and_map(
@@ -51,9 +60,9 @@ def residual_loss_and_map(
         The loss, and the squared response, mean over channels: (B, H-2, W-2) for ``interior``, else (B, H, W);
         float32 (float64 for float64), detached. Triton makes both in one read of z; on a CPU the map is a second.
     """
-    weights, chosen = _checked(z, stencil, boundary, backend)
+    chosen = _checked(z, stencil, boundary, backend)
     if chosen == "triton":
-        loss, residual = _ResidualLossAndMap.apply(z, weights, boundary)
+        loss, residual = _ResidualLossAndMap.apply(z.resolve_neg(), weights_of(stencil), boundary)
         return loss, residual
     with torch.no_grad():
         wide = z.to(accumulator(z.dtype))
@@ -65,21 +74,30 @@ def _eager(z: Tensor, stencil: Tensor, boundary: Boundary) -> Tensor:
     return depthwise_stencil(z.to(accumulator(z.dtype)), stencil, boundary).square().mean()
 
 
-def _checked(z: Tensor, stencil: Tensor, boundary: Boundary, backend: Backend) -> tuple[Weights, Backend]:
+def _checked(z: Tensor, stencil: Tensor, boundary: Boundary, backend: Backend) -> Backend:
+    """The backend that will run, once all arguments are right; the stencil's numbers are not looked at."""
     if backend not in get_args(Backend):
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(get_args(Backend))}")
     if z.ndim != 4 or not z.is_floating_point():
         raise ValueError(f"a field is a floating-point tensor (B, C, H, W), not {tuple(z.shape)} of {z.dtype}")
     check_field(z, boundary)
-    return weights_of(stencil), _choose(z, backend)
+    check_stencil(stencil)
+    return _choose(z, backend)
+
+
+def _transformed() -> bool:
+    """Whether ``torch.func`` is at work (``grad``, ``vmap``, ``jvp``)."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _choose(z: Tensor, backend: Backend) -> Backend:
     """The backend that will run; what is asked for but cannot run becomes eager."""
-    if backend == "eager" or torch.compiler.is_compiling():  # inside a larger compiled graph, that graph fuses
+    # Inside a larger compiled graph, that graph fuses; transforms of torch.func know the eager form alone.
+    if backend == "eager" or z.numel() == 0 or torch.compiler.is_compiling() or _transformed():
         return "eager"
     if backend == "triton" or (backend == "auto" and z.is_cuda):
-        return "triton" if _load_triton() else "eager"
+        runs = z.is_cuda or "TRITON_INTERPRET" in os.environ
+        return "triton" if runs and _load_triton() else "eager"
     if z.is_cuda or (backend == "auto" and (z.device.type != "cpu" or z.numel() < SMALL)):
         return "eager"
     from heatssl.ops import compiled
@@ -150,10 +168,9 @@ def _load_compiled() -> ModuleType | None:
         compiled.library()
     except Exception as error:  # noqa: BLE001 (compilers, caches and headers fail in many ways; a run must go on)
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        fix = "" if compiled.compiler() else "; install a C++ compiler (g++ or clang++) to get the fast one"
         warnings.warn(
-            f"the fused residual loss could not be compiled ({reason}): the eager one takes over; install a C++ "
-            "compiler (g++ or clang++) to get the fast one",
-            stacklevel=2,
+            f"the fused residual loss could not be compiled ({reason}): the eager one takes over{fix}", stacklevel=2
         )
         return None
     return compiled

@@ -16,7 +16,8 @@ def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior
     """Apply one 3x3 stencil to each channel of a field.
 
     All channels go through a single convolution with C groups, so z is read once and no shifted copy of
-    it is made. Autocast is left out: a field's own type decides, since its neighbours' differences cancel.
+    it is made. Autocast is left out: a field's own type decides, since its neighbours' differences cancel. Half
+    precision is computed in float32, in which the weights still sum to what they should, and rounded once.
 
     Args:
         z: field (B, C, H, W), floating point.
@@ -36,13 +37,19 @@ def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior
     if boundary != "interior":
         z = F.pad(z, (1, 1, 1, 1), mode=boundary)
     with full_precision(z):
-        return F.conv2d(z, stencil.to(z).expand(channels, 1, 3, 3), groups=channels)
+        wide = z.to(accumulator(z.dtype))
+        return F.conv2d(wide, stencil.to(wide).expand(channels, 1, 3, 3), groups=channels).to(z.dtype)
+
+
+def check_boundary(boundary: Boundary) -> None:
+    """Refuse a boundary that there is not; raises as :func:`depthwise_stencil` does."""
+    if boundary not in get_args(Boundary):
+        raise ValueError(f"unknown boundary {boundary!r}: choose one of {', '.join(get_args(Boundary))}")
 
 
 def check_field(z: Tensor, boundary: Boundary) -> None:
     """Refuse what no 3x3 stencil can be applied to; raises as :func:`depthwise_stencil` does."""
-    if boundary not in get_args(Boundary):
-        raise ValueError(f"unknown boundary {boundary!r}: choose one of {', '.join(get_args(Boundary))}")
+    check_boundary(boundary)
     height, width = z.shape[2:]
     smallest = {"interior": 3, "replicate": 1, "reflect": 2}[boundary]
     if min(height, width) < smallest:
@@ -51,16 +58,20 @@ def check_field(z: Tensor, boundary: Boundary) -> None:
         )
 
 
-def weights_of(stencil: Tensor) -> Weights:
-    """A stencil (3, 3) as numbers, for kernels that take them one by one.
+def check_stencil(stencil: Tensor) -> None:
+    """Refuse what is no stencil of a fused loss.
 
     Raises:
-        ValueError: on another shape, or when it asks for gradients: the fused loss has none for its stencil.
+        ValueError: on another shape than (3, 3), or when it asks for gradients: the fused loss has none for it.
     """
     if stencil.shape != (3, 3):
         raise ValueError(f"a stencil has weights (3, 3), not {tuple(stencil.shape)}")
     if stencil.requires_grad:
         raise ValueError("the fused loss does not train its stencil: use depthwise_stencil(z, stencil) instead")
+
+
+def weights_of(stencil: Tensor) -> Weights:
+    """A stencil (3, 3) as numbers, for kernels that take them one by one."""
     above, middle, below = ((row[0], row[1], row[2]) for row in stencil.tolist())
     return above, middle, below
 

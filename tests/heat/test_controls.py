@@ -131,3 +131,8 @@ def test_a_network_moves_fields_of_half_precision():
     moved = law.propagate(field.bfloat16(), 1, 0)
     assert moved.dtype == torch.bfloat16
     torch.testing.assert_close(moved.float(), law.propagate(field, 1, 0), atol=5e-2, rtol=5e-2)
+
+
+def test_free_matrices_move_by_whole_patches():
+    with pytest.raises(ValueError, match="whole patches"):
+        FreeLinear(3, [(0.5, 0)])

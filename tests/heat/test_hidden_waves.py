@@ -139,3 +139,16 @@ def test_what_cannot_work_is_refused():
 
 def sorted_complex(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(sorted(values.detach(), key=lambda value: (round(value.real.item(), 9), value.imag.item())))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_waves_and_residuals(dtype):
+    """No solver and no complex numbers are of these types: both are of float32."""
+    field = torch.randn(2, 4, 5, 5)
+    law = HiddenWaves(4)
+    expected = law.waves(field)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(law.waves(field), expected)
+    torch.testing.assert_close(law.waves(field.to(dtype)), expected, atol=0.05, rtol=0.05)
+    for kind in (HiddenWaves(4), FirstOrder(4)):
+        assert kind.to(dtype).residual(field.to(dtype)).isfinite().all()

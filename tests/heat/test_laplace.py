@@ -122,3 +122,13 @@ def test_wrong_settings_are_refused():
         Laplace(spacing=0)
     assert "9pt" in repr(Laplace("9pt"))
     assert laplacian_stencil("9pt").sum().abs() < 1e-15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stencil", ["5pt", "9pt"])
+def test_a_constant_is_at_rest_in_half_precision_too(stencil, dtype):
+    """Weights that are rounded to half precision no longer sum to nothing."""
+    assert laplacian(torch.full((1, 2, 6, 6), 100.0, dtype=dtype), stencil).abs().max() < 1e-3
+    field = (5 + 0.05 * torch.randn(2, 8, 12, 12)).to(dtype)
+    law = Laplace(stencil)
+    torch.testing.assert_close(law.residual(field).float().mean(), law.loss(field), rtol=0.02, atol=0)

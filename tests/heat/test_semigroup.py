@@ -163,3 +163,16 @@ def test_wrong_settings_are_refused(field):
     with pytest.raises(ValueError, match="time"):
         HeatFlow(3, time=0.0)
     assert "groups=3" in repr(HeatFlow(3))
+
+
+def test_what_is_no_field_or_time_of_one_is_refused(field):
+    batch, channels = field.shape[:2]
+    for time in (torch.ones(batch + 1, channels, 1, 1), torch.ones(1, channels + 1, 1, 1), torch.ones(channels + 2)):
+        with pytest.raises(ValueError, match="t has shape"):
+            heat_semigroup(field, time)
+    with pytest.raises(ValueError, match="nor for ever"):
+        heat_semigroup(field, math.inf)
+    with pytest.raises(ValueError, match="floating-point"):
+        heat_semigroup(field.to(torch.uint8), 1.0, "periodic")
+    with pytest.raises(ValueError, match=f"\\(B, {channels + 1}, H, W\\)"):
+        HeatFlow(channels + 1).residual(field)

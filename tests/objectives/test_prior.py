@@ -1,5 +1,6 @@
 """A law on intermediate layers: beside any objective, on any backbone, and with no cheap way out."""
 
+import copy
 import inspect
 import math
 
@@ -14,9 +15,13 @@ from heatssl.config_folder import config_folder, options
 from heatssl.errors import UserError
 from heatssl.heat import relative_residual
 from heatssl.objectives import Objective, Outputs, attach_prior
+from heatssl.objectives.mae import MAE
 
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 PRIORS = [name for name in options("prior") if name != "none"]
+
+
+NOTHING = Outputs(torch.zeros(()), {}, torch.zeros(1, 1, 1, 1))
 
 
 class Supervised(Objective):
@@ -164,6 +169,10 @@ def test_following_the_prior_makes_a_layer_obey(kind):
     assert objective(images).logs["prior/blocks.2"] < before.logs["prior/blocks.2"]
 
 
+def nothing_is_kept(prior: nn.Module) -> bool:
+    return all(watcher.seen is None for watcher in prior._watchers)
+
+
 def test_outside_the_objective_nothing_is_kept_and_none_adds_nothing():
     objective = Supervised(vit(), 48)
     attach_prior(objective, {"name": "none"})
@@ -171,9 +180,9 @@ def test_outside_the_objective_nothing_is_kept_and_none_adds_nothing():
     names = set(objective.state_dict())
     attach_prior(objective, settings("laplace"))
     feature_map(objective.backbone, torch.randn(2, 3, 32, 32))
-    assert objective.prior._fields == {}
+    assert nothing_is_kept(objective.prior)
     objective(torch.randn(2, 3, 32, 32))
-    assert objective.prior._fields == {}
+    assert nothing_is_kept(objective.prior)
     assert set(objective.state_dict()) == names  # Laplace has no parameters, and the backbone's keep their names
 
 
@@ -219,13 +228,14 @@ def test_what_is_no_field_is_refused_when_it_is_met():
     scattered = Supervised(vit(), 48)
     attach_prior(scattered, settings("laplace"))
     scattered.prior.begin(torch.randn(2, 3, 32, 32))
+    scattered.backbone.blocks(torch.randn(2, 6, 48))
     with pytest.raises(UserError, match="prior=none"):
-        scattered.backbone.blocks(torch.randn(2, 6, 48))
+        scattered.prior.add_to(NOTHING)
     idle = Supervised(vit(), 48)
     attach_prior(idle, settings("laplace"))
     idle.prior.begin(torch.randn(2, 3, 32, 32))
     with pytest.raises(UserError, match="takes no part"):
-        idle.prior.add_to(Outputs(torch.zeros(()), {}, torch.zeros(1, 1, 1, 1)))
+        idle.prior.add_to(NOTHING)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -254,3 +264,49 @@ def test_a_compiled_backbone_is_watched_as_well():
     assert outputs.logs["prior/blocks.2"].item() == pytest.approx(expected.logs["prior/blocks.2"].item(), rel=1e-3)
     outputs.loss.backward()
     assert all(p.grad is not None for p in objective.prior.parameters())
+
+
+@pytest.mark.parametrize("law", ["laplace", "first_order"])
+def test_gradient_checkpointing_changes_no_gradient(law):
+    gradients = []
+    for keeps in (True, False):
+        torch.manual_seed(0)
+        objective = MAE(vit(), 32, decoder_depth=1, decoder_width=32, decoder_heads=2)
+        attach_prior(objective, settings(law, weight=0.5, layers=[0, -1]))
+        objective.backbone.set_grad_checkpointing(not keeps)
+        torch.manual_seed(1)
+        objective(torch.randn(4, 3, 32, 32)).loss.backward()
+        gradients.append([parameter.grad for parameter in objective.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) > 20
+    for kept, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, kept)
+
+
+def test_a_copy_has_a_prior_of_its_own():
+    objective = Supervised(vit(), 48)
+    attach_prior(objective, settings("first_order", weight=0.5))
+    twin = copy.deepcopy(objective)
+    twin(torch.randn(4, 3, 32, 32)).loss.backward()
+    assert all(parameter.grad is not None for parameter in twin.prior.parameters())
+    assert all(parameter.grad is None for parameter in objective.parameters())
+
+
+def test_after_an_objective_has_failed_nothing_is_kept():
+    objective = Supervised(vit(), 48)
+    attach_prior(objective, settings("laplace", weight=0.5))
+    objective.head = nn.Linear(3, 4)
+    with pytest.raises(RuntimeError):
+        objective(torch.randn(4, 3, 32, 32))
+    feature_map(objective.backbone, torch.randn(4, 3, 32, 32))
+    assert nothing_is_kept(objective.prior)
+
+
+@pytest.mark.parametrize("name", ["heat_flow", "free_linear", "multilayer_perceptron", "copy"])
+def test_what_is_no_law_of_one_field_is_refused(name):
+    with pytest.raises(UserError, match=f"unknown law '{name}'"):
+        attach_prior(Supervised(vit(), 48), {"name": name, "weight": 0.5})
+
+
+def test_a_boundary_that_no_law_has_is_refused_at_the_start():
+    with pytest.raises(UserError, match="unknown boundary 'periodic'"):
+        attach_prior(Supervised(vit(), 48), settings("laplace", boundary="periodic"))

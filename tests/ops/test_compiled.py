@@ -84,6 +84,33 @@ def test_a_home_that_cannot_be_written_costs_time_only(compilations, tmp_path, m
 
 
 @needs_compiler
+@pytest.mark.parametrize("trouble", ["damaged", "searched", "full"])
+def test_a_cache_in_any_trouble_costs_time_only(trouble, compilations, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled.library()
+    (kept,) = tmp_path.rglob("*.so")
+    compiled.library.cache_clear()
+    if trouble == "damaged":
+        kept.write_bytes(b"")
+    elif trouble == "searched":  # a folder that may not be looked into, as root may
+        monkeypatch.setattr(Path, "exists", forbidden)
+    else:
+        kept.unlink()
+        once = iter([True])
+        compile_ = compiled._compile
+        monkeypatch.setattr(compiled, "_compile", lambda *words: no_space() if next(once, False) else compile_(*words))
+    assert compiled.library().float32
+
+
+def forbidden(_path):
+    raise PermissionError(13, "Permission denied")
+
+
+def no_space():
+    raise RuntimeError("final link failed: No space left on device")
+
+
+@needs_compiler
 def test_a_compiler_that_fails_is_quoted_once(tmp_path, monkeypatch):
     module = sys.modules[dispatch_function.__module__]
     compiler = tmp_path / "compiler"

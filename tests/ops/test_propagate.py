@@ -41,3 +41,12 @@ def test_equals_one_move_per_block_and_its_gradient(law):
 def test_the_wrong_number_of_channels_is_named():
     with pytest.raises(ValueError, match="6"):
         FirstOrder(6).fill_quarters(torch.zeros(1, 4, 2, 2), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("law", [Copy(4), FirstOrder(4, commuting=False), NormLinear(4)])
+def test_corners_that_are_not_in_order_are_refused(law):
+    quarters = torch.randn(2, 4, 3, 3)
+    for corner in ([3, 0], [0, 4]):
+        with pytest.raises(ValueError, match="0 to 3 in ascending order"):
+            law.fill_quarters(quarters, torch.tensor(corner))
+    assert law.fill_quarters(quarters[:0], torch.zeros(0).long()).shape == (0, 4, 6, 6)

@@ -30,7 +30,7 @@ def plain(z: torch.Tensor, stencil: torch.Tensor, boundary: str, upstream: float
     return squared.mean().detach(), squared.mean(dim=1).detach(), gradient
 
 
-@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("compiled", marks=needs_compiler)])
 def test_closed_form(backend):
     """z = x^2 + y^2 has the Laplacian 4 everywhere: loss 16, and no gradient where the stencil's adjoint of 4 is 0."""
     y, x = torch.meshgrid(torch.arange(7.0), torch.arange(9.0), indexing="ij")
@@ -209,6 +209,7 @@ def test_without_a_compiler_one_warning_and_the_same_numbers(monkeypatch):
         raise RuntimeError("no g++")
 
     monkeypatch.setattr(compiled, "library", broken)
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
     module._load_compiled.cache_clear()
     try:
         z = torch.randn(2, 3, 6, 5, requires_grad=True)
@@ -265,6 +266,19 @@ def test_wrong_input_is_named():
         residual_loss(torch.randn(1, 1, 2, 4), SKEWED)
 
 
+def test_a_larger_compiled_graph_takes_the_loss_whole():
+    z = torch.randn(2, 3, 6, 6)
+    law = torch.compile(Laplace().loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(law(z), Laplace().loss(z))
+
+
+def test_torch_func_differentiates_large_fields_too():
+    z = torch.randn(2, 128, 33, 33, requires_grad=True)
+    assert z.numel() >= sys.modules[dispatch_function.__module__].SMALL
+    (expected,) = torch.autograd.grad(residual_loss(z, SKEWED), z)
+    torch.testing.assert_close(torch.func.grad(lambda z: residual_loss(z, SKEWED))(z.detach()), expected)
+
+
 IN_THE_INTERPRETER = """
 import pathlib, sys, torch
 sys.path.insert(0, str(pathlib.Path({folder!r})))
@@ -289,6 +303,9 @@ for dtype, chosen in {runs}:
         check_backend("triton", z, SKEWED, boundary, TOLERANCE[dtype])
 at_odd_places = torch.randn(1, 2, 5, 6).to(dtype)[..., 1:5]
 check_backend("triton", at_odd_places, SKEWED, "interior", TOLERANCE[dtype])
+negated = torch.complex(*torch.randn(2, 1, 2, 5, 6)).conj().imag  # a sign that is kept apart from the numbers
+assert negated.is_neg()
+check_backend("triton", negated, SKEWED, "interior", TOLERANCE[torch.float32])
 print("checked")
 """
 # Starting the interpreter takes longer than a case: those that always run share one.
