@@ -4,7 +4,8 @@ python benchmarks/attention.py                                  # after the mode
 python benchmarks/attention.py --tokens 4096 --device cuda
 
 Queries and keys of 128 channels, values and a gate of 768, as a unit of ``gau_small`` has them that mixes all of its
-values; the ViT's six heads have 64. Times of a forward pass without gradients, and of a forward and a backward pass; medians, all taking turns.
+values; the ViT's six heads have 64. Times of a forward pass without gradients, and of a forward and a backward pass;
+medians, all taking turns.
 bfloat16 on a GPU, float32 on a CPU. Results go to benchmarks/results/attention/<hardware>.json.
 """
 
