@@ -10,9 +10,9 @@ its minutes are those of the clock on the wall. Runs of B that share a GPU say s
 The minutes of A are those of two cores: a run of 10 gets 20 minutes of one thread, reading and cropping images
 included. Counted is the process's own time, not the clock on the wall, so that two of these scripts can run side by
 side and a busy machine changes nothing but how long it takes. Every run is measured for some steps first and then gets
-as many steps as fit, so that its schedule ends with the time. With --on-the-way 8 kNN is looked at eight times, over
-4,000 images of train and 900 others of it; that takes time of its own, which is not counted. Accuracies are those of a
-held-out tenth of train, linear and kNN alone, unless --final asks for val. One row a run is added to
+as many steps as fit, so that its schedule ends with the time. With --on-the-way 8 kNN is looked at every eighth of
+the way, over 4,000 images of train and 900 others of it; that takes time of its own, which is not counted. Accuracies
+are those of a held-out tenth of train, linear and kNN alone, unless --final asks for val. One row a run is added to
 benchmarks/results/objectives.jsonl; --table prints what stands there.
 """
 
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--root", help="imagenette96.tar or a folder of the same layout")
     parser.add_argument("--minutes", type=float, default=10.0, help="of two cores, for each run's pretraining")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="%(default)s")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument(
         "--settings", nargs="*", default=[], help="more settings of pretrain: a trial, told apart by them"
     )

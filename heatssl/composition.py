@@ -1,6 +1,7 @@
 """From the words of a command line to a typed configuration; mistakes come back as one line."""
 
 import difflib
+import math
 import os
 import types
 from pathlib import Path
@@ -137,7 +138,7 @@ def _check_data(data: DataConfig | None) -> None:
     if data.name != "shapes" and not data.root:
         raise UserError(f"data={data.name} needs data.root=PATH")
     for key, values in (("mean", data.mean), ("std", data.std)):
-        if len(values) != 3 or (key == "std" and min(values) <= 0):
+        if len(values) != 3 or not all(map(math.isfinite, values)) or (key == "std" and min(values) <= 0):
             kind = "positive numbers" if key == "std" else "numbers"
             raise UserError(f"data.{key}={values}: give three {kind}, of red, green and blue in [0, 1]")
 
@@ -156,7 +157,9 @@ def _check_group(group: str, settings: dict[str, Any]) -> None:
             raise UserError(f"unknown key '{group}.{key}'{hint}")
         default = defaults[key]
         if default is not None and not _fits(value, type(default)):
-            expected = f"{_describe(type(default))}, such as {_yaml(default)}"
+            expected = (
+                f"{'a list' if isinstance(default, list) else _describe(type(default))}, such as {_yaml(default)}"
+            )
             raise UserError(f"{group}.{key}={value}: expected {expected}")
 
 
@@ -207,4 +210,4 @@ def _describe(kind: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return str(yaml.safe_dump(value)).partition("\n")[0]
+    return str(yaml.safe_dump(value, default_flow_style=True)).partition("\n")[0]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def is_half_written(path: Path) -> bool:
+    """Whether a file is what a kill in the middle of :func:`write_atomically` has left."""
+    return re.fullmatch(r".+\.\d+\.tmp", path.name) is not None and path.is_file()
 
 
 def check_folder(folder: Path) -> None:

@@ -52,6 +52,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["trainer.steps=5"], False),
         (["objective.visible_ratio=0.5"], False),
         (["objective=finola"], False),
+        (["trainer.knn_val_size=3"], False),  # kNN in another bank is another figure
         (["data.crop_scale=[0.5,1.0]"], False),
     ],
 )

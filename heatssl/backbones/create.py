@@ -53,7 +53,7 @@ def create_backbone(
             if "img_size" in arguments or "img_size" not in str(error):
                 raise
             backbone = timm.create_model(name, pretrained=pretrained, num_classes=classes, **arguments)
-    except (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, ArithmeticError, RuntimeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
         raise UserError(
             f"{name} cannot be created for {image_size} pixels with {given}: {_first_line(error)}"

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from timm.layers import HybridEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -45,7 +46,10 @@ def field_or_none(backbone: Any, output: object, images: Tensor) -> Tensor | Non
 
 def is_token_model(backbone: Any) -> bool:
     """Whether :func:`heatssl.backbones.encode_visible` can run this model."""
-    return takes_visible(backbone) or isinstance(backbone, VisionTransformer | Eva)
+    if takes_visible(backbone):
+        return True
+    # A hybrid's patches are those of a convolutional net's map, which sees beyond them.
+    return isinstance(backbone, VisionTransformer | Eva) and not isinstance(backbone.patch_embed, HybridEmbed)
 
 
 def takes_visible(backbone: Any) -> bool:

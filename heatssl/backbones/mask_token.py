@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor
 
 from heatssl.backbones.encode import Backbone
@@ -29,8 +30,14 @@ def encode_masked(backbone: Backbone, images: Tensor, hidden: Tensor, mask_token
         UserError: when the model's patches cannot be replaced.
     """
 
-    def replace(patch_embed: Any, _: Any, embedded: Tensor) -> Tensor:
-        rows, columns = (side // patch for side, patch in zip(images.shape[2:], patch_embed.patch_size, strict=True))
+    def replace(patch_embed: Any, _: Any, embedded: Any) -> Tensor:
+        if not isinstance(embedded, Tensor):
+            raise UserError(
+                f"the patch embedding of {type(backbone).__name__} returns more than patches: "
+                "choose a vit_*, deit_*, eva* or swin_* backbone"
+            )
+        patch = to_2tuple(patch_embed.patch_size)
+        rows, columns = images.shape[2] // patch[0], images.shape[3] // patch[1]
         where = hidden.repeat_interleave(rows // hidden.shape[1], dim=1)
         where = where.repeat_interleave(columns // hidden.shape[2], dim=2)
         if embedded.shape[:-1].numel() != where.numel() or embedded.shape[-1] != len(mask_token):

@@ -1,5 +1,6 @@
 """From a configuration to a data set."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -65,7 +66,7 @@ def part_of_train(train: ImageData, config: DataConfig, split: Split) -> NDArray
     Raises:
         UserError: when the share leaves either empty.
     """
-    count = round(config.held_out * len(train))
+    count = round(config.held_out * len(train)) if math.isfinite(config.held_out) else 0
     if not 0 < count < len(train):
         raise UserError(f"data.held_out={config.held_out:g} of {len(train)} images splits nothing: use 0.1, or 0")
     held = balanced_subset(train, count).indices

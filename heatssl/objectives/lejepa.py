@@ -108,7 +108,7 @@ def check_size(backbone: nn.Module, size: int) -> None:
     """Raise a UserError when a backbone takes no images of this size: some are made for one size only."""
     try:
         geometry(backbone, size)
-    except AssertionError as error:
+    except (AssertionError, RuntimeError) as error:
         raise UserError(
             f"{type(backbone).__name__} takes no local views of {size} pixels ({error}): "
             "set objective.local_views=0 objective.global_views=4"

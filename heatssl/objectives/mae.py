@@ -78,6 +78,10 @@ class MAE(Objective):
         for part in (self.enter, self.blocks, self.leave):
             part.apply(xavier)
 
+    def no_weight_decay(self) -> set[str]:
+        """A vector, whatever its shape."""
+        return {"mask_token"}
+
     def forward(self, images: Tensor) -> Outputs:
         """Normalised images (B, 3, S, S) -> loss over hidden patches, no logs, visible features (B, C, n, 1)."""
         visible, hidden = self.split(images)

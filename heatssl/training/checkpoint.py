@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from heatssl.config import PretrainConfig
 from heatssl.errors import UserError
 from heatssl.export import BackboneInfo, first_mismatch, keep_backbone, save_backbone
-from heatssl.files import write_atomically
+from heatssl.files import is_half_written, write_atomically
 from heatssl.training.metrics import Metrics
 from heatssl.training.online_knn import OnlineKnn
 from heatssl.training.stop import StopRequest
@@ -127,7 +127,7 @@ def find_resume_point(folder: Path, config: PretrainConfig, module: "PretrainMod
         point = ResumePoint(path, checkpoint["global_step"])
     except PermissionError:
         raise  # whole, for all we know: it must not be deleted
-    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged: delete it to train from the start") from error
     mismatch = first_mismatch(weights, module.state_dict())
     if mismatch:
@@ -145,4 +145,5 @@ def find_resume_point(folder: Path, config: PretrainConfig, module: "PretrainMod
 def remove_half_written(folder: Path) -> None:
     """Clear away what a kill in the middle of a write has left."""
     for path in [*folder.glob("*.tmp"), *folder.glob("checkpoints/*.tmp")]:
-        path.unlink(missing_ok=True)
+        if is_half_written(path):
+            path.unlink(missing_ok=True)

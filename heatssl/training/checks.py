@@ -5,6 +5,8 @@ import math
 import shutil
 from pathlib import Path
 
+import torch
+
 from heatssl.config import PretrainConfig
 from heatssl.config_file import differences, load_config, save_config
 from heatssl.data.crop import check_crop_scale
@@ -12,6 +14,7 @@ from heatssl.errors import UserError, did_you_mean
 from heatssl.expected import recorded_recipes
 from heatssl.files import disk_errors
 from heatssl.objectives import Objective
+from heatssl.ops.compiled import compiler
 from heatssl.training.checkpoint import checkpoint_path
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -91,6 +94,31 @@ def check_batch(config: PretrainConfig, objective: Objective) -> None:
             f"trainer.batch_size={trainer.batch_size} leaves {config.objective.get('name')} nothing to tell an image "
             f"from: set trainer.batch_size={objective.least_images} or more"
         )
+
+
+def check_objective(config: PretrainConfig, objective: Objective) -> None:
+    """One forward pass of random images: a backbone that cannot do what is asked of it is refused before anything.
+
+    Random numbers and statistics of norms stay as they were.
+
+    Raises:
+        UserError: with what the backbone said, and where it is to be compiled without a compiler.
+    """
+    if config.trainer.compile and compiler() is None:
+        raise UserError("trainer.compile=true needs a C++ compiler: install g++ or clang++, or set it to false")
+    size = config.data.image_size
+    was_training = objective.training
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            objective.eval()(torch.randn(2 * objective.crops, 3, size, size))
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"objective={config.objective.get('name')} cannot run {config.backbone} at {size} px ({reason}): "
+                "choose another backbone, or another data.image_size"
+            ) from error
+        finally:
+            objective.train(was_training)
 
 
 def check_folder(config: PretrainConfig) -> None:

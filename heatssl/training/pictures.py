@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heatssl.config import DataConfig
 from heatssl.data import ImageData, Subset, denormalise, eval_loader, normalise
+from heatssl.errors import UserError
 from heatssl.files import write_atomically
 from heatssl.objectives import Objective
 from heatssl.training.spread import spread_over_classes
@@ -25,9 +26,14 @@ def write_pictures(path: Path, objective: Objective, data: ImageData, config: Da
     ``visible``, ``reconstruction``, ``from_rest``, ``first_view``, ``second_view`` (N, s, s, 3) uint8;
     ``law_residual`` (N, h, w) float32; ``story``, the objective's :class:`heatssl.objectives.Story` as JSON. Masks and
     views are the same whenever they are drawn.
+
+    Raises:
+        UserError: when none of the images can be read.
     """
     chosen = Subset(data, spread_over_classes(data.labels, seed=0)[:count])
     batch = next(iter(eval_loader(chosen, config, batch_size=len(chosen))))
+    if not len(batch.images):
+        raise UserError(f"no pictures can be made, none of {len(chosen)} val images can be read: check val of the data")
     device = next(objective.parameters()).device
     was_training = objective.training
     objective.eval()

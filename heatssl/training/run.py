@@ -32,7 +32,14 @@ from heatssl.training.checkpoint import (
     find_resume_point,
     remove_half_written,
 )
-from heatssl.training.checks import check_batch, check_folder, check_settings, check_space, claim_folder
+from heatssl.training.checks import (
+    check_batch,
+    check_folder,
+    check_objective,
+    check_settings,
+    check_space,
+    claim_folder,
+)
 from heatssl.training.compiling import compile_parts, eager
 from heatssl.training.health import Health
 from heatssl.training.metrics import Clock, Metrics, read
@@ -68,6 +75,7 @@ def pretrain(config: PretrainConfig) -> Path:
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     module = build_module(config)
     check_batch(config, module.objective)
+    check_objective(config, module.objective)
     is_first = is_first_process()
     if is_first:
         check_folder(config)
@@ -244,7 +252,7 @@ def _opening(config: PretrainConfig, train: ImageData, module: PretrainModule, r
     return (
         f"{config.output} {start}: {config.objective.get('name')} on {config.backbone}, "
         f"{len(train)} images of {len(train.classes)} classes at {config.data.image_size} px, "
-        f"{settings.steps} steps of {settings.batch_size}\n"
+        f"{settings.steps} steps of {settings.batch_size * settings.devices * settings.nodes}\n"
         f"{(decay.decayed + decay.free) / 1e6:.2f} M parameters: "
         f"weight decay {config.optimizer.weight_decay:g} on {decay.decayed}, none on {decay.free}"
     )
