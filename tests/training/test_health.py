@@ -28,7 +28,8 @@ def test_nan_dumps_batch_and_weights_and_stops(
 
     def spoiled(objective: torch.nn.Module, images: torch.Tensor) -> Outputs:
         outputs = forward(objective, images)
-        calls.append(outputs)
+        if objective.training:  # not the pass before the first step
+            calls.append(outputs)
         if len(calls) < 4:
             return outputs
         if part == "loss":
