@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones import arguments_as_trained, create_backbone, pooled_features
+from heatssl.backbones.models import MODELS
 from heatssl.errors import UserError
 from heatssl.export.backbone_files import BackboneInfo, Head, first_mismatch
 from heatssl.files import write_atomically
@@ -28,7 +29,6 @@ _POOLINGS: tuple[dict[str, Any], ...] = (
     {"global_pool": "avg", "use_fc_norm": False},
     {"global_pool": "avg", "use_fc_norm": False, "use_post_transformer_norm": False},
 )
-_OWN = ("gau_", "flash_", "roformer_v2_")  # names that timm knows once heatssl is imported
 _ORIGIN = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag")  # of timm's own weights
 _ABOUT = ("license", "description", "origin_url", "paper_name", "paper_ids", "notes")  # what it says of these
 _TOLERANCE = 1e-4  # relative, of the largest number
@@ -156,7 +156,7 @@ def _preparation(info: BackboneInfo) -> dict[str, Any]:
 def _read_me(model: TimmModel, info: BackboneInfo, head: Head | None) -> str:
     """What a reader of the folder has to know."""
     shape = "C" if head is None else f"{len(head.classes)}"
-    own = "import heatssl  # knows this kind of model\n" if info.name.startswith(_OWN) else ""
+    own = "import heatssl  # knows this kind of model\n" if info.name in MODELS else ""
     steps = f", pretrained by heatssl for {info.step} steps" if info.step else ""
     size = info.image_size
     millions = sum(parameter.numel() for parameter in model.module.parameters()) / 1e6
