@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.attribution.layers import reads_class_token
@@ -91,7 +92,7 @@ def _of_gated_unit(unit: GatedAttentionUnit, inputs: tuple[Tensor, Whereabouts],
     """
     x, where = inputs
     gate, value, z = unit.gate_value_z(x)
-    gate, value = gate[..., : unit.apart[0]], value[..., : unit.apart[0]]
+    gate, value = F.silu(gate[..., : unit.apart[0]]), value[..., : unit.apart[0]]
     query, key = unit.query_key(z).unbind(-2)
     size = (gate.float().square() @ value.float().square().mT).sqrt()
 

@@ -31,8 +31,8 @@ class Whereabouts(NamedTuple):
     tiles: tuple[int, int, int, int] | None = None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, where: Whereabouts) -> Tensor:
-    """Values (..., n, e) by queries and keys (..., n, s), times the gate (..., n, e) -> (..., n, e).
+def attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
+    """Values (..., n, m) by queries and keys (..., n, s) -> (..., n, m).
 
     The leading axes of ``where`` must broadcast with theirs: see :func:`for_heads`. Positions with a window need three
     scores for each pair, and have no fused attention.
@@ -41,9 +41,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, where
     if rotation.beyond.numel() == 0:
         cos, sin = rotation.cos[0], rotation.sin[0]
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        return attention(query, key, value, gate, weighting.activation, weighting.factor, weighting.divisor, where.keys)
-    attended = weights(query, key, where) @ value
-    return attended if gate is None else gate * attended
+        return attention(query, key, value, None, weighting.activation, weighting.factor, weighting.divisor, where.keys)
+    return weights(query, key, where) @ value
 
 
 def weights(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:

@@ -14,15 +14,17 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts, attend
+from heatssl.ops import gated_linear, silu_product
 
 ValueActivation = Literal["silu", "none"]
 
 
 class ScaleOffset(nn.Module):
-    """Several affine maps of each channel of one input: z (..., s) -> (..., maps, s).
+    """Several affine maps of each channel of silu(z): z (..., s) -> (..., maps, s).
 
     Args:
         width: s.
@@ -36,7 +38,7 @@ class ScaleOffset(nn.Module):
         self.offset = nn.Parameter(torch.zeros(maps, width)) if offset else None
 
     def forward(self, z: Tensor) -> Tensor:
-        scaled = z.unsqueeze(-2) * self.scale
+        scaled = silu_product(z.unsqueeze(-2), self.scale)
         return scaled if self.offset is None else scaled + self.offset
 
     @torch.jit.ignore
@@ -92,27 +94,30 @@ class GatedUnit(nn.Module):
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         """Tokens (B, n, d), where they are -> (B, n, d)."""
         gate, value, z = self.gate_value_z(x)
-        return self.dropout(self.leave(self.mix(value, gate, z, where)))
-
-    def mix(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """U * (A V) of the channels that attention mixes, U * V of the others; arguments as of :meth:`attend`."""
-        if self.apart[1] == 0:
-            return self.attend(value, gate, z, where)
         mixed, own = value.split(self.apart, dim=-1)
-        gate_of_mixed, gate_of_own = gate.split(self.apart, dim=-1)
-        return torch.cat([self.attend(mixed, gate_of_mixed, z, where), gate_of_own * own], dim=-1)
+        return self.dropout(self.gated(gate, self.attend(mixed, z, where), own))
+
+    def gated(self, gate: Tensor, attended: Tensor, own: Tensor) -> Tensor:
+        """(U * [A V, V]) W_o: the gate before its SiLU (..., e), values (..., m) and (..., e - m) -> (..., d)."""
+        if not torch.jit.is_scripting() and self.leaves_by_product():
+            return gated_linear(gate, attended, own, self.leave.weight, self.leave.bias)
+        output: Tensor = self.leave(F.silu(gate) * torch.cat([attended, own], dim=-1))
+        return output
+
+    @torch.jit.unused
+    def leaves_by_product(self) -> bool:
+        """Whether the last layer is its product and no more: linear, and nobody replaced it or listens to it."""
+        leave = self.leave
+        listeners = (leave._forward_pre_hooks, leave._forward_hooks, leave._backward_pre_hooks, leave._backward_hooks)
+        return type(leave) is nn.Linear and not any(listeners)
 
     def gate_value_z(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """U, V and Z: tokens (B, n, d) -> (B, n, e), (B, n, e), (B, n, s)."""
-        entered = self.enter(x)
-        if self.values_are_linear:
-            gate, value, z = entered.split(self.widths, dim=-1)
-            return F.silu(gate), value, F.silu(z)
-        gate, value, z = F.silu(entered).split(self.widths, dim=-1)
-        return gate, value, z
+        """U and Z before their SiLU, and V: tokens (B, n, d) -> (B, n, e), (B, n, e), (B, n, s)."""
+        gate, value, z = self.enter(x).split(self.widths, dim=-1)
+        return gate, value if self.values_are_linear else F.silu(value), z
 
-    def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """U * (A V): values and gate (B, n, e), what queries and keys are made of (B, n, s) -> (B, n, e)."""
+    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """A V: values (B, n, m), what queries and keys are made of (B, n, s) -> (B, n, m)."""
         raise NotImplementedError
 
 
@@ -121,7 +126,12 @@ class GatedAttentionUnit(GatedUnit):
 
     maps = 2
 
-    def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """See :meth:`GatedUnit.attend`."""
         query, key = self.query_key(z).unbind(-2)
-        return attend(query, key, value, gate, where)
+        return attend(query, key, value, where)
+
+
+# They branch on who runs them.
+register_notrace_function(gated_linear)
+register_notrace_function(silu_product)

@@ -37,21 +37,22 @@ class MixedChunkAttention(GatedUnit):
         if tiles is not None:
             x = into_tiles(x, tiles)
         gate, value, z = self.gate_value_z(x)
-        mixed = self.dropout(self.leave(self.mix(value, gate, z, where)))
-        return mixed if tiles is None else out_of_tiles(mixed, tiles)
+        mixed, own = value.split(self.apart, dim=-1)
+        change = self.dropout(self.gated(gate, self.attend(mixed, z, where), own))
+        return change if tiles is None else out_of_tiles(change, tiles)
 
-    def attend(self, value: Tensor, gate: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """See :meth:`GatedUnit.attend`; tokens are in tiles (B, G, m, ...), have slots in chunks, or are few."""
-        slots = where.slots
+        slots, batch = where.slots, value.shape[0]
         if where.tiles is not None:
-            return gate * self.by_chunks(value, z, where)
+            return self.by_chunks(value, z, where)
         if slots is None:
-            return gate * self.by_pairs(value, z, where)
+            return self.by_pairs(value, z, where)
         chunks, places = where.rotation.cos.shape[-3], where.rotation.cos.shape[-2]
         value, z = into_chunks(value, slots, chunks, places), into_chunks(z, slots, chunks, places)
         found = self.by_chunks(value, z, where).flatten(1, 2)
         slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found
-        return gate * found.gather(1, slots[..., None].expand(gate.shape[0], -1, found.shape[2]))
+        return found.gather(1, slots[..., None].expand(batch, -1, found.shape[2]))
 
     def by_pairs(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """A written out, near and far in one matrix: (B, n, e), (B, n, s) -> (B, n, e)."""
@@ -70,7 +71,7 @@ class MixedChunkAttention(GatedUnit):
         Values are zero where a place is empty.
         """
         query, key, far_query, far_key = self.query_key(z).unbind(-2)
-        near = attend(query, key, value, None, where)
+        near = attend(query, key, value, where)
         cos, sin, number = where.rotation.cos[0], where.rotation.sin[0], where.number
         assert number is not None
         root = number.sqrt()  # half of the division before the sum, which would leave the range of float16

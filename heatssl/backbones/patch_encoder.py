@@ -298,7 +298,7 @@ class PatchEncoder(nn.Module):
 
     def embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images (B, 3, H, W) -> patches (B, n, d)."""
-        tokens = self.patch_embed(images)
+        tokens = self.patch_embed(images).contiguous()
         return tokens if self.position_table is None else tokens + self.position_table(grid)
 
     @torch.jit.unused

@@ -32,7 +32,8 @@ class Residual(nn.Module):
         super().__init__()
         self.layer = layer
         self.is_post = norm_place == "post"
-        self.norm = RMSNorm(width, eps=1e-6, elementwise_affine=not self.is_post)
+        is_pre = not self.is_post
+        self.norm = RMSNorm(width, eps=1e-6, elementwise_affine=is_pre, before_linear=is_pre)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.register_buffer("ramp", torch.ones(()), persistent=self.is_post)
 

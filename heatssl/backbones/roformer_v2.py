@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         query, key, value = self.query_key_value(x)
-        attended = attend(query, key, value, None, for_heads(where))
+        attended = attend(query, key, value, for_heads(where))
         return self.dropout(self.leave(attended.transpose(1, 2).flatten(2)))
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

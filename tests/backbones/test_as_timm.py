@@ -98,14 +98,13 @@ def test_weights_are_loaded_into_a_model_of_the_meta_device(kind):
 
 
 def test_far_sums_of_many_tokens_stay_in_the_range_of_float16():
-    """4,096 keys and values of about 4: their sum is 65,536 before it is a mean."""
+    """4,096 values of 4 and keys of silu(4.1), 4.03: their sum is 66,079 before it is a mean."""
     model = small("flash", img_size=512, chunk=8, depth=1, norm_place="pre")
     unit = next(module for module in model.modules() if hasattr(module, "gate_value_z"))
-    value, gate = torch.full((1, 4096, 2 * 48), 4.0), torch.ones(1, 4096, 2 * 48)
-    z = torch.full((1, 4096, 16), 4.0)
+    value, z = torch.full((1, 4096, unit.apart[0]), 4.0), torch.full((1, 4096, 16), 4.1)
     places = torch.stack([torch.arange(4096) // 64, torch.arange(4096) % 64], dim=-1)[None].float()
     where = model.locate(places, None, (64, 64), False)
     with torch.no_grad():
-        expected = unit.attend(value, gate, z, where)
-        found = unit.half().attend(value.half(), gate.half(), z.half(), where)
+        expected = unit.attend(value, z, where)
+        found = unit.half().attend(value.half(), z.half(), where)
     torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)

@@ -193,3 +193,42 @@ def test_chunks_are_even_and_no_longer_than_asked_for():
 def test_ranks_count_equals_before():
     values = torch.tensor([[2, 0, 2, 2, 1, 0], [5, 5, 5, 5, 5, 5]])
     assert rank_among_equals(values).tolist() == [[0, 0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("mixed", [INNER, 6])
+@pytest.mark.parametrize("kind", [GatedAttentionUnit, MixedChunkAttention])
+def test_a_last_layer_that_was_replaced_or_is_listened_to_is_called(kind, mixed):
+    """A hook, or another layer in its place (as adapters do it), sees the gated product; nothing else changes."""
+    unit = shaken(kind(WIDTH, INNER, KEY, bias=True, mixed_width=mixed))
+    x, places = torch.randn(2, 6, WIDTH), places_of(2, 3)
+    where = whereabouts("softmax", places, number=torch.full((1, 1, 1), 6.0))
+    alone, seen = unit(x, where), []
+    handle = unit.leave.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
+    torch.testing.assert_close(unit(x, where), alone)
+    handle.remove()
+    torch.testing.assert_close(F.linear(seen[0], unit.leave.weight, unit.leave.bias), alone)
+    unit.leave = nn.Sequential(unit.leave, nn.Linear(WIDTH, WIDTH))
+    torch.testing.assert_close(unit(x, where), unit.leave[1](alone))
+    unit(x, where)
+    assert len(seen) == 1
+
+
+def test_a_unit_keeps_what_it_was_given_and_little_else():
+    """Of d = 48, e = 96, s = 16: what enters, gate, values and z, queries and keys, and what attention found."""
+    block = timm.create_model("gau_tiny_patch16_224", embed_dim=48, depth=1, key_width=16, img_size=192).blocks[0]
+    x, places = torch.randn(2, 144, 48, requires_grad=True), places_of(12, 12)
+    rotation = RotaryPositions(16, PositionSettings(), (12, 12))(places, (12, 12))
+    where = Whereabouts(rotation, Normaliser(16, NormaliserSettings())(number_of_keys(places, None)), None)
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = block(x, where)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    numbers = sum(size for address, size in kept.items() if address not in weights) / 4 / (2 * 144)
+    assert 48 + 2 * 96 + 16 + 3 * 16 <= numbers < 48 + 2 * 96 + 16 + 3 * 16 + 20, "20: roots, cos, sin and the like"
+    out.sum().backward()

@@ -1,0 +1,73 @@
+"""RMS norm that keeps its output for the backward pass, which the linear layer behind it keeps anyway.
+
+    y = w x / r,  r^2 = mean(x^2) + eps;    dx = (w dy - (y / w) mean(y dy)) / r,    dw = sum(y dy) / w
+
+so that neither x nor x / r has to be kept. What comes back from y / w must not have been lost in y: weights count as
+1e-12 at least.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from heatssl.ops.precision import autocast_type, traced
+
+_SMALLEST = 1e-12  # of weights; float16, which begins at 6e-8, takes torch's form
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, narrow: bool = False) -> Tensor:
+    """Divide by the root of the mean square of the last axis: w x / sqrt(mean(x^2) + eps).
+
+    Args:
+        x: (..., d).
+        weight: w, (d,); None: ones.
+        eps: added to the mean.
+        narrow: under autocast give its type, as a linear layer would ask for, and not that of x.
+
+    Returns:
+        (..., d), in the type of x but where ``narrow`` is asked for.
+    """
+    wanted = (autocast_type(x) if narrow else None) or x.dtype
+    if traced() or torch.float16 in (x.dtype, wanted):
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    ones = x.new_ones(x.shape[-1]) if weight is None else weight
+    y: Tensor = _RMSNorm.apply(x, ones, eps, wanted)[0]
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x, w, eps, type -> y and 1 / r: both outputs, so that the gradient can be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, eps: float, wanted: torch.dtype) -> tuple[Tensor, Tensor]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        inverse = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
+        return (wide * inverse).mul_(_bounded(weight)).to(wanted), inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.type = inputs[0].dtype
+        ctx.save_for_backward(inputs[1], *output)
+
+    @staticmethod
+    def backward(ctx: Any, by_y: Tensor | None, by_inverse: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, y, inverse = ctx.saved_tensors
+        bounded, wide = _bounded(weight), y.to(inverse.dtype)
+        normed = wide / bounded
+        by_x, by_weight = torch.zeros_like(wide), None
+        if by_y is not None:
+            both = by_y * wide
+            by_x = inverse * (by_y * bounded - normed * both.mean(dim=-1, keepdim=True))
+            by_weight = (both.flatten(0, -2).sum(dim=0) / bounded).to(weight.dtype)
+        if by_inverse is not None:  # in second derivatives alone
+            by_x = by_x - by_inverse * inverse.square() * normed / y.shape[-1]
+        return by_x.to(ctx.type), by_weight, None, None
+
+
+def _bounded(weight: Tensor) -> Tensor:
+    return torch.where(weight.abs() < _SMALLEST, torch.full_like(weight, _SMALLEST), weight)
