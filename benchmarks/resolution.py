@@ -54,6 +54,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
         f"gau_{normaliser}": ("gau_tiny_patch16_224", {**GAU, "normaliser": normaliser})
         for normaliser in ("softmax", "softmax_plus", "relu2", "relu2_fixed")
     },
+    "gau_table": ("gau_tiny_patch16_224", {**GAU, "pos_embed": "learn"}),
     "vit": ("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 4, "num_heads": 4}),
 }
 
@@ -111,12 +112,20 @@ def main() -> None:
 
 
 def described_model(name: str, arguments: dict[str, Any]) -> str:
-    """Kind and normaliser, and of gated units the values: rows without are of SiLU values in post-norm."""
+    """Kind and normaliser, and what gated units are that those of earlier rows were not.
+
+    Rows without "linear values" are of SiLU values in post-norm, those without "few mixed" of units that mix all.
+    """
     kind = name.partition("_")[0]
     if kind != "gau":
         return kind
-    values = arguments.get("value_activation", "none")
-    return f"gau {arguments.get('normaliser', 'softmax_plus')}{', linear values' if values == 'none' else ''}"
+    traits = {
+        "linear values": arguments.get("value_activation", "none") == "none",
+        "few mixed": arguments.get("mixed_share") is None,
+        "table": arguments.get("pos_embed", "none") == "learn",
+    }
+    kind = f"gau {arguments.get('normaliser', 'softmax_plus')}"
+    return ", ".join([kind, *(trait for trait, has in traits.items() if has)])
 
 
 def keep(rows: Iterator[dict[str, Any]]) -> None:
