@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatssl.ops.precision import autocast_type, traced
+from heatssl.ops.surroundings import autocast_type, must_be_plain
 
 
 def silu_product(gate: Tensor, value: Tensor) -> Tensor:
     """silu(gate) * value: (..., n), of shapes that broadcast."""
-    if not torch.jit.is_scripting() and not traced():
+    if not torch.jit.is_scripting() and not must_be_plain():
         return _silu_product(gate, value)
     return F.silu(gate) * value
 
@@ -35,7 +35,7 @@ def gated_linear(gate: Tensor, attended: Tensor, own: Tensor, weight: Tensor, bi
     Returns:
         (..., d).
     """
-    if not torch.jit.is_scripting() and not traced():
+    if not torch.jit.is_scripting() and not must_be_plain():
         return _gated_linear(gate, attended, own, weight, bias)
     return F.linear(F.silu(gate) * torch.cat([attended, own], dim=-1), weight, bias)
 
@@ -57,8 +57,6 @@ def _gated_linear(gate: Tensor, attended: Tensor, own: Tensor, weight: Tensor, b
 
 
 class _SiluProduct(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(gate: Tensor, value: Tensor) -> Tensor:
         return F.silu(gate) * value
@@ -75,8 +73,6 @@ class _SiluProduct(torch.autograd.Function):
 
 
 class _GatedLinear(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(gate: Tensor, attended: Tensor, own: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(_times(F.silu(gate), attended, own), weight, bias)

@@ -19,6 +19,7 @@ from heatssl.ops.stencil import (
     depthwise_stencil,
     weights_of,
 )
+from heatssl.ops.surroundings import must_be_plain
 
 Backend = Literal["auto", "eager", "compiled", "triton"]
 SMALL = 2**18  # elements below which an eager loss costs less than the seconds of a compilation ever win back
@@ -85,15 +86,9 @@ def _checked(z: Tensor, stencil: Tensor, boundary: Boundary, backend: Backend) -
     return _choose(z, backend)
 
 
-def _transformed() -> bool:
-    """Whether ``torch.func`` is at work (``grad``, ``vmap``, ``jvp``)."""
-    return torch._C._are_functorch_transforms_active()
-
-
 def _choose(z: Tensor, backend: Backend) -> Backend:
     """The backend that will run; what is asked for but cannot run becomes eager."""
-    # Inside a larger compiled graph, that graph fuses; transforms of torch.func know the eager form alone.
-    if backend == "eager" or z.numel() == 0 or torch.compiler.is_compiling() or _transformed():
+    if backend == "eager" or z.numel() == 0 or must_be_plain():
         return "eager"
     if backend == "triton" or (backend == "auto" and z.is_cuda):
         runs = z.is_cuda or "TRITON_INTERPRET" in os.environ

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatssl.ops.precision import autocast_type, traced
+from heatssl.ops.surroundings import autocast_type, must_be_plain
 
 _SMALLEST = 1e-12  # of weights; float16, which begins at 6e-8, takes torch's form
 
@@ -30,7 +30,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, narrow: bool = Fal
         (..., d), in the type of x but where ``narrow`` is asked for.
     """
     wanted = (autocast_type(x) if narrow else None) or x.dtype
-    if traced() or torch.float16 in (x.dtype, wanted):
+    if must_be_plain() or torch.float16 in (x.dtype, wanted):
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     ones = x.new_ones(x.shape[-1]) if weight is None else weight
     y: Tensor = _RMSNorm.apply(x, ones, eps, wanted)[0]
@@ -39,8 +39,6 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, narrow: bool = Fal
 
 class _RMSNorm(torch.autograd.Function):
     """x, w, eps, type -> y and 1 / r: both outputs, so that the gradient can be differentiated again."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, eps: float, wanted: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -58,15 +56,17 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, by_y: Tensor | None, by_inverse: Tensor | None) -> tuple[Tensor | None, ...]:
         weight, y, inverse = ctx.saved_tensors
         bounded, wide = _bounded(weight), y.to(inverse.dtype)
-        normed = wide / bounded
-        by_x, by_weight = torch.zeros_like(wide), None
+        by_x = by_weight = None
         if by_y is not None:
-            both = by_y * wide
-            by_x = inverse * (by_y * bounded - normed * both.mean(dim=-1, keepdim=True))
-            by_weight = (both.flatten(0, -2).sum(dim=0) / bounded).to(weight.dtype)
+            upstream = by_y.to(wide.dtype)
+            both, by_x = upstream * wide, upstream * bounded
+            by_x = by_x.addcmul_(wide / bounded, both.mean(dim=-1, keepdim=True), value=-1).mul_(inverse)
+            if ctx.needs_input_grad[1]:
+                by_weight = (both.flatten(0, -2).sum(dim=0) / bounded).to(weight.dtype)
         if by_inverse is not None:  # in second derivatives alone
-            by_x = by_x - by_inverse * inverse.square() * normed / y.shape[-1]
-        return by_x.to(ctx.type), by_weight, None, None
+            by_root = -by_inverse * inverse.square() * (wide / bounded) / y.shape[-1]
+            by_x = by_root if by_x is None else by_x + by_root
+        return None if by_x is None else by_x.to(ctx.type), by_weight, None, None
 
 
 def _bounded(weight: Tensor) -> Tensor:

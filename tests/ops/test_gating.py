@@ -54,7 +54,7 @@ def test_first_and_second_derivatives() -> None:
 
 
 def test_gradients_of_each_image_alone() -> None:
-    """As torch.func has them: vmap over the batch."""
+    """As torch.func has them, by mapping plain operations; and a derivative forward, which it has as well."""
     gate, attended, own, weight, bias = (tensor.detach() for tensor in inputs())
 
     def loss(weight: Tensor, *image: Tensor) -> Tensor:
@@ -70,6 +70,13 @@ def test_gradients_of_each_image_alone() -> None:
             )
         )(weight)
         torch.testing.assert_close(ours, theirs)
+
+
+def test_forward_derivatives() -> None:
+    tensors = tuple(tensor.detach() for tensor in inputs())
+    _, found = torch.func.jvp(gated_linear, tensors, tensors)
+    _, expected = torch.func.jvp(written_out, tensors, tensors)
+    torch.testing.assert_close(found, expected)
 
 
 def test_under_autocast_all_of_it_is_in_half_precision() -> None:
