@@ -8,7 +8,7 @@ from heatssl.backbones.encode import (
     patches_shown,
     pooled_features,
 )
-from heatssl.backbones.fields import as_field, is_token_model
+from heatssl.backbones.fields import as_field, check_encodes_patches, is_token_model
 from heatssl.backbones.geometry import Geometry, geometry
 from heatssl.backbones.input_size import arguments_as_trained, set_input_size
 from heatssl.backbones.mask_token import embedding_width, encode_masked
@@ -25,6 +25,7 @@ __all__ = [
     "PositionSettings",
     "arguments_as_trained",
     "as_field",
+    "check_encodes_patches",
     "create_backbone",
     "cut_patches",
     "embedding_width",

@@ -16,7 +16,14 @@ from timm.models import checkpoint, checkpoint_seq
 from timm.models.eva import Eva
 from torch import Tensor
 
-from heatssl.backbones.fields import as_field, field_or_none, is_token_model, takes_valid, takes_visible
+from heatssl.backbones.fields import (
+    as_field,
+    check_encodes_patches,
+    field_or_none,
+    is_token_model,
+    takes_valid,
+    takes_visible,
+)
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.errors import UserError
 
@@ -118,11 +125,7 @@ def encode_visible(backbone: Backbone, images: Tensor, visible: Tensor, valid: T
     Raises:
         UserError: when the model is of another kind, or padded sets are not for it.
     """
-    if not is_token_model(backbone):
-        raise UserError(
-            f"{type(backbone).__name__} cannot encode single patches: "
-            "choose a vit_*, deit_* or eva* backbone, or an objective whose visible part is one block"
-        )
+    check_encodes_patches(backbone, "encode_visible")
     if valid is not None and not takes_valid(backbone):
         raise UserError(
             f"{type(backbone).__name__} cannot leave padding out: encode sets of one length without valid, "

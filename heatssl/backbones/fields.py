@@ -52,6 +52,19 @@ def is_token_model(backbone: Any) -> bool:
     return isinstance(backbone, VisionTransformer | Eva) and not isinstance(backbone.patch_embed, HybridEmbed)
 
 
+def check_encodes_patches(backbone: Any, asker: str) -> None:
+    """Refuse a model that :func:`heatssl.backbones.encode_visible` cannot run, in the name of who asks for it.
+
+    Raises:
+        UserError: with the kinds that it can.
+    """
+    if not is_token_model(backbone):
+        raise UserError(
+            f"{asker} encodes single patches, which {type(backbone).__name__} cannot: choose a vit_*, deit_*, eva*, "
+            "gau_*, flash_* or roformer_v2_* backbone, or an objective that encodes one block, such as qb_heat"
+        )
+
+
 def takes_visible(backbone: Any) -> bool:
     """Whether the model itself can be told which patches are visible."""
     return _takes(backbone, "visible")

@@ -42,12 +42,7 @@ def heat_semigroup(
         ValueError: on an unknown boundary or laplacian, a field of another shape or of whole numbers, a number t that
             is negative or infinite, or a tensor t of another shape.
     """
-    for what, choice, choices in (
-        ("boundary", boundary, get_args(HeatBoundary)),
-        ("laplacian", laplacian, get_args(Laplacian)),
-    ):
-        if choice not in choices:
-            raise ValueError(f"unknown {what} {choice!r}: choose one of {', '.join(choices)}")
+    _check_known(boundary, laplacian)
     if z.ndim != 4 or not z.is_floating_point():
         raise ValueError(f"a field is a floating-point tensor (B, C, H, W), not {tuple(z.shape)} of {z.dtype}")
     field = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
@@ -76,7 +71,8 @@ class HeatFlow(Law):
         boundary, laplacian: see :func:`heat_semigroup`.
 
     Raises:
-        ValueError: when the groups do not divide the channels, or the time is not positive.
+        ValueError: when the groups do not divide the channels, the time is not positive and finite, or the boundary or
+            the Laplacian is unknown.
     """
 
     def __init__(
@@ -91,8 +87,9 @@ class HeatFlow(Law):
         groups = channels if groups is None else groups
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(f"{channels} channels cannot be divided into {groups} groups")
-        if time <= 0:
-            raise ValueError(f"time must be positive, not {time}")
+        if not 0 < time < math.inf:
+            raise ValueError(f"time must be positive and finite, not {time}")
+        _check_known(boundary, laplacian)
         self.channels = channels
         self.boundary: HeatBoundary = boundary
         self.laplacian: Laplacian = laplacian
@@ -132,6 +129,15 @@ class HeatFlow(Law):
     def extra_repr(self) -> str:
         groups = len(self.log_time)
         return f"channels={self.channels}, groups={groups}, boundary={self.boundary}, laplacian={self.laplacian}"
+
+
+def _check_known(boundary: str, laplacian: str) -> None:
+    for what, choice, choices in (
+        ("boundary", boundary, get_args(HeatBoundary)),
+        ("laplacian", laplacian, get_args(Laplacian)),
+    ):
+        if choice not in choices:
+            raise ValueError(f"unknown {what} {choice!r}: choose one of {', '.join(choices)}")
 
 
 def _broadcast_time(t: float | Tensor, field: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from heatssl.backbones import encode_visible, geometry, is_token_model
-from heatssl.errors import UserError
+from heatssl.backbones import check_encodes_patches, encode_visible, geometry
 from heatssl.heat import (
     Transport,
     complete,
@@ -100,11 +99,7 @@ class HeatCompletion(Objective):
         rest_law: RestLaw = "commuting",
     ) -> None:
         super().__init__()
-        if not is_token_model(backbone):
-            raise UserError(
-                f"heat_completion encodes single patches, which {type(backbone).__name__} cannot: "
-                "choose a vit_*, deit_* or eva* backbone, or objective=qb_heat"
-            )
+        check_encodes_patches(backbone, "heat_completion")
         for name, value, known in (("mask", mask, Mask), ("flow", flow, Flow), ("target", target, Target)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")

@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones import cut_patches, encode_visible, feature_map, geometry, is_token_model
-from heatssl.errors import UserError
+from heatssl.backbones import check_encodes_patches, cut_patches, encode_visible, feature_map, geometry
 from heatssl.heat import Transport, heat_semigroup
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
@@ -91,11 +90,7 @@ class HeatJEPA(Objective):
         blur: float = 0.0,
     ) -> None:
         super().__init__()
-        if not is_token_model(backbone):
-            raise UserError(
-                f"heat_jepa encodes single patches, which {type(backbone).__name__} cannot: "
-                "choose a vit_*, deit_* or eva* backbone, or objective=qb_heat"
-            )
+        check_encodes_patches(backbone, "heat_jepa")
         if against_collapse not in get_args(AgainstCollapse):
             known = ", ".join(get_args(AgainstCollapse))
             raise ValueError(f"against_collapse must be one of {known}, not {against_collapse!r}")

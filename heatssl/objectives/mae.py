@@ -19,8 +19,7 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from heatssl.backbones import encode_visible, geometry, is_token_model
-from heatssl.errors import UserError
+from heatssl.backbones import check_encodes_patches, encode_visible, geometry
 from heatssl.objectives.objective import Objective, Outputs
 from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
 
@@ -52,10 +51,7 @@ class MAE(Objective):
         target: Literal["normalised", "plain"] = "normalised",
     ) -> None:
         super().__init__()
-        if not is_token_model(backbone):
-            raise UserError(
-                f"mae encodes single patches, which {type(backbone).__name__} cannot: choose a vit_*, deit_* or eva*"
-            )
+        check_encodes_patches(backbone, "mae")
         if target not in ("normalised", "plain"):
             raise ValueError(f"target must be 'normalised' or 'plain', not {target!r}")
         if decoder_width % 4 or decoder_width % decoder_heads or decoder_depth < 1:

@@ -175,7 +175,7 @@ def test_geometry_leaves_the_mode_as_it_was():
             lambda: encode_visible(
                 create_backbone("resnet10t", 64), torch.randn(1, 3, 64, 64), torch.zeros(1, 1).long()
             ),
-            "cannot encode single patches",
+            "encode_visible encodes single patches, which ResNet cannot",
         ),
         (
             lambda: encode_visible(

@@ -160,8 +160,14 @@ def test_wrong_settings_are_refused(field):
             heat_semigroup(field, *arguments)
     with pytest.raises(ValueError, match="2 groups"):
         HeatFlow(3, groups=2)
-    with pytest.raises(ValueError, match="time"):
-        HeatFlow(3, time=0.0)
+    for settings, fix in (
+        ({"time": 0.0}, "time"),
+        ({"time": float("inf")}, "finite"),
+        ({"boundary": "reflect"}, "unknown boundary 'reflect'"),
+        ({"laplacian": "9pt"}, "unknown laplacian '9pt'"),
+    ):
+        with pytest.raises(ValueError, match=fix):
+            HeatFlow(3, **settings)
     assert "groups=3" in repr(HeatFlow(3))
 
 
