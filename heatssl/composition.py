@@ -48,6 +48,8 @@ def compose(command: str, overrides: list[str]) -> Any:
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(f"{name}_schema", schema)
     checked = [_checked(command, override, overrides) for override in overrides]
+    if command == "pretrain":
+        checked += _without_the_recipes(overrides)
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = hydra_compose(command, checked)
@@ -82,6 +84,26 @@ def _checked(command: str, override: str, overrides: list[str]) -> str:
     if _is_text(known[key]) and value != "null":
         return f"{key}={_quoted(value)}"
     return _readable(f"{key}={value}")
+
+
+def _without_the_recipes(overrides: list[str]) -> list[str]:
+    """What takes back a recipe's settings of an objective, or a prior, where another was chosen in its place."""
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides)
+    if "recipe" not in given:
+        return []
+    recipe = yaml.safe_load((config_folder() / "recipe" / f"{given['recipe']}.yaml").read_text(encoding="utf-8"))
+    made_for = {key: option for default in recipe.get("defaults", []) for key, option in default.items()}
+    taken_back = []
+    for group in ("objective", "prior"):
+        option = given.get(group)
+        if option is None or option.startswith("{") or option == made_for.get(f"override /{group}"):
+            continue
+        usual = yaml.safe_load((config_folder() / group / f"{option}.yaml").read_text(encoding="utf-8"))
+        for key in recipe.get(group, {}):
+            if f"{group}.{key}" not in given:
+                full = f"{group}.{key}"
+                taken_back.append(f"++{full}={_yaml(usual[key])}" if key in usual else f"~{full}")
+    return taken_back
 
 
 def _check_option(group: str, option: str) -> None:

@@ -265,3 +265,20 @@ def test_what_keeps_the_result_are_real_keys() -> None:
     """A renamed key would silently start to count as a difference."""
     assert set(setting_types(PretrainConfig)) >= KEEPS_RESULT
     assert set(flatten(dataclasses.asdict(PretrainConfig()))) >= KEEPS_RESULT
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("objective", options("objective"))
+def test_another_objective_beside_a_recipe_has_its_own_settings(recipe: str, objective: str) -> None:
+    """What a recipe sets is for its own objective; what the user says stands."""
+    alone = compose("pretrain", ["data=shapes", f"objective={objective}"]).objective
+    both = ["data=shapes", f"recipe={recipe}", f"objective={objective}"]
+    of_recipe = compose("pretrain", ["data=shapes", f"recipe={recipe}"]).objective
+    assert compose("pretrain", both).objective == (of_recipe if of_recipe["name"] == objective else alone)
+
+
+def test_what_is_said_beside_a_recipe_and_another_objective_stands() -> None:
+    words = ["recipe=demo", "objective=mae", "objective.target=plain"]
+    assert compose("pretrain", words).objective["target"] == "plain"
+    with pytest.raises(UserError, match=r"unknown key 'objective.target'"):
+        compose("pretrain", ["recipe=demo", "objective=heat_jepa", "objective.target=plain"])
