@@ -2,6 +2,7 @@
 
 python benchmarks/backbones.py                                                     # make bench-backbones
 python benchmarks/backbones.py --tokens 196 4096 16384 --batch-tokens 65536 --device cuda --compile
+python benchmarks/backbones.py --tokens 196 --memory             # what is kept in float32 and in bf16, without times
 
 Images of patches of 16 pixels, random and on the device already; a training step is a forward and a backward pass of
 the mean token, without an optimizer. On a CPU one thread works and its own time is counted, so that a busy machine
@@ -12,6 +13,7 @@ convolutions of one forward pass, two a multiply-add. Results go to benchmarks/r
 
 import argparse
 import copy
+import itertools
 import math
 import time
 from pathlib import Path
@@ -49,8 +51,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--memory", action="store_true", help="what is kept, in both precisions, on any machine")
     settings = parser.parse_args()
     torch.set_num_threads(1)
+    if settings.memory:
+        print(f"-> {compare_memory(settings)}")
+        return
     device = torch.device(settings.device)
     is_gpu = device.type == "cuda"
     settings.batch_tokens = settings.batch_tokens or (65536 if is_gpu else 1024)
@@ -109,6 +115,24 @@ def count(model: torch.nn.Module, images: torch.Tensor) -> dict[str, Any]:
     plain, shapes = sdpa_kernel(SDPBackend.MATH), copy.deepcopy(model).to("meta")
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         shapes(images[:1].to("meta"))
+    kept, loss = kept_for_backward(model, images, autocast(images.device))
+    loss.backward()
+    figures = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "forward_gflop_per_image": round(counter.get_total_flops() / 1e9, 3),
+        "kept_for_backward_mib_per_image": round(kept / len(images), 2),
+    }
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        training(model, images)
+        figures["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return figures
+
+
+def kept_for_backward(
+    model: torch.nn.Module, images: torch.Tensor, precision: torch.autocast
+) -> tuple[float, torch.Tensor]:
+    """MiB that a forward pass keeps, each storage once, parameters left out; and the loss that holds them."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -118,19 +142,27 @@ def count(model: torch.nn.Module, images: torch.Tensor) -> dict[str, Any]:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(images.device):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision:
         loss = model(images).square().mean()
-    loss.backward()
-    figures = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "forward_gflop_per_image": round(counter.get_total_flops() / 1e9, 3),
-        "kept_for_backward_mib_per_image": round(sum(kept.values()) / 2**20 / len(images), 2),
-    }
-    if images.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        training(model, images)
-        figures["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return figures
+    return sum(kept.values()) / 2**20, loss
+
+
+def compare_memory(settings: argparse.Namespace) -> Path:
+    """Half of what three images keep more than one, so that copies of parameters, made once, are left out."""
+    rows = []
+    for tokens, name in itertools.product(settings.tokens or [196], settings.models):
+        side = math.isqrt(tokens) * PATCH
+        model, images = create(name, settings.size, side), torch.randn(3, 3, side, side)
+        row: dict[str, Any] = {"model": name, "tokens": tokens}
+        for precision in (torch.float32, torch.bfloat16):
+            cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
+            three, one = (kept_for_backward(model, images[:number], cast)[0] for number in (3, 1))
+            row[f"{str(precision).removeprefix('torch.')}_mib_per_image"] = round((three - one) / 2, 2)
+        rows.append(row)
+        print(row, flush=True)
+    return write_record(
+        RESULTS / "memory", {"hardware": hardware(torch.device("cpu")), "commit": commit(), "rows": rows}
+    )
 
 
 def training(model: torch.nn.Module, images: torch.Tensor) -> float:
