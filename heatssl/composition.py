@@ -87,23 +87,42 @@ def _checked(command: str, override: str, overrides: list[str]) -> str:
 
 
 def _without_the_recipes(overrides: list[str]) -> list[str]:
-    """What takes back a recipe's settings of an objective, or a prior, where another was chosen in its place."""
+    """What takes back a recipe's settings of an objective, a prior or a backbone where another was chosen.
+
+    ``backbone_arguments={...}`` as a whole is all of them, too.
+    """
     given = dict(override.lstrip("+").split("=", 1) for override in overrides)
     if "recipe" not in given:
         return []
-    recipe = yaml.safe_load((config_folder() / "recipe" / f"{given['recipe']}.yaml").read_text(encoding="utf-8"))
+    recipe = _read("recipe", given["recipe"])
     made_for = {key: option for default in recipe.get("defaults", []) for key, option in default.items()}
     taken_back = []
     for group in ("objective", "prior"):
-        option = given.get(group)
+        option = given.get(group, made_for.get(f"override /{group}"))
         if option is None or option.startswith("{") or option == made_for.get(f"override /{group}"):
             continue
-        usual = yaml.safe_load((config_folder() / group / f"{option}.yaml").read_text(encoding="utf-8"))
-        for key in recipe.get(group, {}):
-            if f"{group}.{key}" not in given:
-                full = f"{group}.{key}"
-                taken_back.append(f"++{full}={_yaml(usual[key])}" if key in usual else f"~{full}")
+        usual = _read(group, option)
+        for key in (f"{group}.{key}" for key in recipe.get(group, {})):
+            word = key.partition(".")[2]
+            if key not in given:
+                taken_back.append(f"++{key}={_yaml(usual[word])}" if word in usual else f"~{key}")
+    arguments = given.get("backbone_arguments")
+    if arguments is not None or given.get("backbone", recipe.get("backbone")) != recipe.get("backbone"):
+        said = OverridesParser.create().parse_override(f"x={arguments or '{}'}").value()
+        kept = {
+            *(said if isinstance(said, dict) else {}),
+            *(key.partition(".")[2] for key in given if key.startswith("backbone_arguments.")),
+        }
+        taken_back += [f"~backbone_arguments.{key}" for key in recipe.get("backbone_arguments", {}) if key not in kept]
     return taken_back
+
+
+def _read(group: str, option: str) -> dict[str, Any]:
+    """What stands in ``configs/<group>/<option>.yaml``."""
+    found: dict[str, Any] = (
+        yaml.safe_load((config_folder() / group / f"{option}.yaml").read_text(encoding="utf-8")) or {}
+    )
+    return found
 
 
 def _check_option(group: str, option: str) -> None:
@@ -169,8 +188,7 @@ def _check_group(group: str, settings: dict[str, Any]) -> None:
     """The keys of ``configs/<group>/<name>.yaml`` are the schema, and its values show the types."""
     name = str(settings.get("name"))
     _check_option(group, name)
-    file = config_folder() / group / f"{name}.yaml"
-    defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
+    defaults = _read(group, name)
     for key, value in settings.items():
         if key not in defaults:
             if group == "prior" and name == "none":

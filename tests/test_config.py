@@ -282,3 +282,20 @@ def test_what_is_said_beside_a_recipe_and_another_objective_stands() -> None:
     assert compose("pretrain", words).objective["target"] == "plain"
     with pytest.raises(UserError, match=r"unknown key 'objective.target'"):
         compose("pretrain", ["recipe=demo", "objective=heat_jepa", "objective.target=plain"])
+
+
+def test_another_backbone_beside_a_recipe_has_its_own_arguments() -> None:
+    """Heads and depth of a recipe's ViT are no arguments of a GAU, nor of a larger ViT."""
+
+    def arguments(*words: str) -> dict[str, object]:
+        return compose("pretrain", ["recipe=demo", *words]).backbone_arguments
+
+    of_recipe = arguments()
+    assert arguments("backbone=vit_tiny_patch16_224") == of_recipe
+    assert arguments("backbone_arguments.depth=2") == of_recipe | {"depth": 2}
+    assert arguments("backbone=vit_small_patch16_224") == {}
+    assert arguments("backbone=gau_tiny_patch16_224", "backbone_arguments.depth=2") == {"depth": 2}
+    assert arguments("backbone_arguments={depth: 2}") == {"depth": 2}
+    assert arguments("backbone_arguments={}") == {}
+    with pytest.raises(UserError, match="backbone_arguments"):
+        arguments("backbone_arguments=nothing")

@@ -20,7 +20,7 @@ _HAS_TRITON = find_spec("triton") is not None
 _WIDEST = 256  # queries that the Triton kernels hold whole
 _MANY = 128  # tokens from which torch's own attention is the faster one on a CPU
 # Tokens for each channel of the values up to which weights are kept on CUDA, which is the faster way: 1,152 tokens at
-# ``small``, a fifth of what else is kept of a layer. Triton keeps none (docs/backbones.md).
+# ``small``, two fifths of what else a unit that mixes all keeps. Triton keeps none (docs/backbones.md).
 _KEPT = 1.5
 
 
