@@ -21,6 +21,7 @@ from heatssl.backbones.position_table import PositionTable
 from heatssl.backbones.positions import PositionSettings, RotaryPositions
 from heatssl.backbones.residual import NormPlace
 from heatssl.backbones.timm_records import tell_timm_of_arguments, tell_timm_of_size
+from heatssl.ops.surroundings import autocast_type
 
 register_notrace_module(RotaryPositions)
 register_notrace_module(Normaliser)
@@ -165,7 +166,7 @@ class PatchEncoder(nn.Module):
                 tokens = tokens.masked_fill(~valid.unsqueeze(-1), 0.0)
             places = places_of(visible, grid[1])
         where = self.locate(places, valid, grid, visible is None)
-        tokens = self.norm_in(tokens)
+        tokens = self.norm_in(widened(tokens))
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 tokens = checkpoint(block, tokens, where)
@@ -206,7 +207,7 @@ class PatchEncoder(nn.Module):
         grid = self.grid(x.shape[2], x.shape[3])
         places = grid_places(x, grid[0], grid[1])
         where = self.locate(places, None, grid, True)
-        tokens = self.norm_in(self.embed(x, grid))
+        tokens = self.norm_in(widened(self.embed(x, grid)))
         found = []
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             tokens = checkpoint(block, tokens, where) if self.grad_checkpointing else block(tokens, where)
@@ -358,7 +359,16 @@ def places_of(index: Tensor, columns: int) -> Tensor:
     return torch.stack([index // columns, index % columns], dim=-1).float()
 
 
+def widened(tokens: Tensor) -> Tensor:
+    """Under autocast in float32, as a table of positions makes them: half precision rounds off what late layers add."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (the compiler of scripts passes over what is inside)
+        if autocast_type(tokens) is not None:
+            return tokens.float()
+    return tokens
+
+
 register_notrace_function(grid_places)
+register_notrace_function(widened)
 
 
 def truncated_normal_(layers: Iterable[nn.Module], depth: int, order: int) -> None:

@@ -24,13 +24,16 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, narrow: bool = Fal
         x: (..., d).
         weight: w, (d,); None: ones.
         eps: added to the mean.
-        narrow: under autocast give its type, as a linear layer would ask for, and not that of x.
+        narrow: under autocast give its type, as a linear layer would ask for, and not float32.
 
     Returns:
-        (..., d), in the type of x but where ``narrow`` is asked for.
+        (..., d), in the type of x but under autocast.
     """
-    wanted = (autocast_type(x) if narrow else None) or x.dtype
-    if must_be_plain() or torch.float16 in (x.dtype, wanted):
+    if must_be_plain():
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    asked = autocast_type(x)
+    wanted = x.dtype if asked is None else asked if narrow else torch.promote_types(x.dtype, torch.float32)
+    if torch.float16 in (x.dtype, wanted):
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     ones = x.new_ones(x.shape[-1]) if weight is None else weight
     y: Tensor = _RMSNorm.apply(x, ones, eps, wanted)[0]

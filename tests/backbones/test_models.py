@@ -335,8 +335,12 @@ def test_layers_fade_in_and_the_share_is_kept_with_the_weights(kind):
 def test_bfloat16_stays_near(kind, normaliser):
     model, images = small(kind, normaliser=normaliser), torch.randn(2, 3, 64, 64)
     expected = model.forward_features(images)
+    streams = []
+    handle = model.blocks[1].register_forward_hook(lambda _block, _inputs, output: streams.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.forward_features(images).float()
+        found = model.forward_features(images)
+    handle.remove()
+    assert {found.dtype, *streams} == {torch.float32}, "what layers add up is not rounded, as a ViT's is not"
     assert (found - expected).square().mean().sqrt() < 0.05 * expected.square().mean().sqrt()
 
 
