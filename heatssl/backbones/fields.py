@@ -61,7 +61,7 @@ def check_encodes_patches(backbone: Any, asker: str) -> None:
     if not is_token_model(backbone):
         raise UserError(
             f"{asker} encodes single patches, which {type(backbone).__name__} cannot: choose a vit_*, deit_*, eva*, "
-            "gau_*, flash_* or roformer_v2_* backbone, or an objective that encodes one block, such as qb_heat"
+            "gau_*, flash_* or roformer_v2_* backbone, or objective=qb_heat, which encodes one block"
         )
 
 
