@@ -13,7 +13,7 @@ from heatssl.ops import rms_norm
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps), times the weights if there are any: (..., d) -> (..., d).
 
-    The same numbers as torch's; in plain operations only while a graph is exported to ONNX, since the exporter of
+    What torch's makes, but for rounding; in plain operations only while a graph is exported to ONNX, since the exporter of
     TorchScript graphs (timm's ``onnx_export`` by default) has no ``rms_norm``.
 
     Args:
