@@ -13,8 +13,8 @@ from heatssl.ops import rms_norm
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps), times the weights if there are any: (..., d) -> (..., d).
 
-    What torch's makes, but for rounding; in plain operations only while a graph is exported to ONNX, since the exporter of
-    TorchScript graphs (timm's ``onnx_export`` by default) has no ``rms_norm``.
+    What torch's makes, but for rounding. In plain operations only while a graph is exported to ONNX, since the exporter
+    of TorchScript graphs (timm's ``onnx_export`` by default) has no ``rms_norm``.
 
     Args:
         width: d.
