@@ -267,8 +267,8 @@ def test_what_keeps_the_result_are_real_keys() -> None:
     assert set(flatten(dataclasses.asdict(PretrainConfig()))) >= KEEPS_RESULT
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("objective", options("objective"))
+@pytest.mark.parametrize("recipe", ["demo", "qb_heat"])  # composing takes a third of a second
+@pytest.mark.parametrize("objective", ["mae", "finola", "heat_completion"])
 def test_another_objective_beside_a_recipe_has_its_own_settings(recipe: str, objective: str) -> None:
     """What a recipe sets is for its own objective; what the user says stands."""
     alone = compose("pretrain", ["data=shapes", f"objective={objective}"]).objective
