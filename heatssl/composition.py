@@ -98,8 +98,8 @@ def _without_the_recipes(overrides: list[str]) -> list[str]:
     made_for = {key: option for default in recipe.get("defaults", []) for key, option in default.items()}
     taken_back = []
     for group in ("objective", "prior"):
-        option = given.get(group, made_for.get(f"override /{group}"))
-        if option is None or option.startswith("{") or option == made_for.get(f"override /{group}"):
+        option, of_recipe = given.get(group), made_for.get(f"override /{group}")
+        if option is None or option.startswith("{") or option == of_recipe:
             continue
         usual = _read(group, option)
         for key in (f"{group}.{key}" for key in recipe.get(group, {})):

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from heatssl.ops.surroundings import autocast_type
+
 Activation = Literal["softmax", "relu2"]
 AttentionBackend = Literal["auto", "eager", "sdpa", "triton"]
 _HAS_TRITON = find_spec("triton") is not None
@@ -138,8 +140,8 @@ def _by_triton(
 ) -> Tensor:
     """Sequences of whatever leading axes as one batch."""
     leading = query.shape[:-2]
-    if torch.is_autocast_enabled(query.device.type):
-        narrow = torch.get_autocast_dtype(query.device.type)
+    narrow = autocast_type(query)
+    if narrow is not None:
         query, key, value = query.to(narrow), key.to(narrow), value.to(narrow)
         gate = None if gate is None else gate.to(narrow)
     flat = [None if x is None else x.flatten(0, -3) if x.ndim > 3 else x for x in (query, key, value, gate)]
