@@ -62,10 +62,9 @@ def ways(batch: int, tokens: int, device: torch.device) -> dict[str, Way]:
     query, key, value, gate = unit
     heads = [torch.randn(batch, HEADS, tokens, VALUES // 2 // HEADS, **kind).requires_grad_() for _ in range(3)]
     of_heads = (heads[0], heads[1], heads[2])
-    factor, divisor = torch.full((1, 1, 1), KEYS**-0.5, device=device), torch.ones(1, 1, 1, device=device)
 
     def gated(activation: str, backend: str) -> Way:
-        return lambda: attention(query, key, value, gate, activation, factor, divisor, backend=backend), unit
+        return lambda: attention(KEYS**-0.5 * query, key, value, gate, activation, backend=backend), unit
 
     def six_heads() -> Tensor:
         """What fused attention can express: queries and keys shared, scores computed for each head anew."""

@@ -16,6 +16,7 @@ from heatssl.backbones.attend import Whereabouts
 from heatssl.backbones.gau import GatedAttentionEncoder
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention, into_chunks, into_tiles
 from heatssl.backbones.normalisers import number_of_keys
+from heatssl.backbones.positions import scaled
 
 
 class ChunkPlaces(nn.Module):
@@ -97,9 +98,10 @@ class MixedChunkEncoder(GatedAttentionEncoder):
     def locate(self, places: Tensor, valid: Tensor | None, grid: tuple[int, int], is_grid: bool = False) -> Whereabouts:
         """See :meth:`PatchEncoder.locate`: places in chunks, and where each token is there."""
         in_chunks, keys, slots, tiles = self.chunks(places, valid, grid, is_grid and valid is None)
-        weighting = self.normaliser(number_of_keys(in_chunks, keys))
+        rotation = self.positions(in_chunks, grid)
+        activation, factor = self.normaliser(number_of_keys(in_chunks, keys))
         number = number_of_keys(places, None if valid is None else valid.unsqueeze(-2))
-        return Whereabouts(self.positions(in_chunks, grid), weighting, keys, valid, number, slots, tiles)
+        return Whereabouts(scaled(rotation, factor), rotation, activation, keys, valid, number, slots, tiles)
 
 
 def chunk_size(grid: tuple[int, int], longest: int) -> tuple[int, int]:

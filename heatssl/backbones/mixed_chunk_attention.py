@@ -48,7 +48,7 @@ class MixedChunkAttention(GatedUnit):
             return self.by_chunks(value, z, where)
         if slots is None:
             return self.by_pairs(value, z, where)
-        chunks, places = where.rotation.cos.shape[-3], where.rotation.cos.shape[-2]
+        chunks, places = where.key_rotation.cos.shape[-3], where.key_rotation.cos.shape[-2]
         value, z = into_chunks(value, slots, chunks, places), into_chunks(z, slots, chunks, places)
         found = self.by_chunks(value, z, where).flatten(1, 2)
         slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found
@@ -57,7 +57,7 @@ class MixedChunkAttention(GatedUnit):
     def by_pairs(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """A written out, near and far in one matrix: (B, n, e), (B, n, s) -> (B, n, e)."""
         query, key, far_query, far_key = self.query_key(z).unbind(-2)
-        cos, sin, valid, number = where.rotation.cos[0], where.rotation.sin[0], where.valid, where.number
+        cos, sin, valid, number = where.key_rotation.cos[0], where.key_rotation.sin[0], where.valid, where.number
         assert number is not None
         if valid is not None:
             value = value.masked_fill(~valid.unsqueeze(-1), 0.0)
@@ -72,7 +72,7 @@ class MixedChunkAttention(GatedUnit):
         """
         query, key, far_query, far_key = self.query_key(z).unbind(-2)
         near = attend(query, key, value, where)
-        cos, sin, number = where.rotation.cos[0], where.rotation.sin[0], where.number
+        cos, sin, number = where.key_rotation.cos[0], where.key_rotation.sin[0], where.number
         assert number is not None
         root = number.sqrt()  # half of the division before the sum, which would leave the range of float16
         far_key = (rotate(far_key, cos, sin).flatten(1, 2) / root).to(z.dtype)

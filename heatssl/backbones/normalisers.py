@@ -56,13 +56,11 @@ class Weighting(NamedTuple):
 
     Attributes:
         activation: ``softmax`` or ``relu2``.
-        factor: of the scores q k, 1 / sqrt(s) included.
-        divisor: of relu2.
+        factor: of the scores q k, with 1 / sqrt(s), and with 1 / sqrt(n) for what relu2 squares.
     """
 
     activation: str
     factor: Tensor
-    divisor: Tensor
 
 
 class Normaliser(nn.Module):
@@ -88,18 +86,18 @@ class Normaliser(nn.Module):
         self.log_n_at_test = settings.log_n_at_test
 
     def forward(self, count: Tensor) -> Weighting:
-        """For n keys, float32 of any shape; the factor and the divisor have the same."""
+        """For n keys, float32 of any shape, which the factor has as well."""
         ones = torch.ones_like(count)
         if self.kind.startswith("relu2"):
-            divisor = self.length * ones if self.kind == "relu2_fixed" else count
-            return Weighting("relu2", self.scale * ones, divisor)
+            number = self.length * ones if self.kind == "relu2_fixed" else count
+            return Weighting("relu2", self.scale * number.rsqrt())
         is_plain = self.kind == "softmax"
         if is_plain and (self.training or not self.log_n_at_test):
-            return Weighting("softmax", self.scale * ones, ones)
+            return Weighting("softmax", self.scale * ones)
         factor = torch.log(count.clamp_min(self.fewest)) / self.log_length
         if is_plain:
             factor = factor.clamp_min(1.0)
-        return Weighting("softmax", self.scale * factor, ones)
+        return Weighting("softmax", self.scale * factor)
 
     def extra_repr(self) -> str:
         return str(self.settings)

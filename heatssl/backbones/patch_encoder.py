@@ -18,7 +18,7 @@ from heatssl.backbones.norm import RMSNorm
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
 from heatssl.backbones.patch_embedding import embed_patches
 from heatssl.backbones.position_table import PositionTable
-from heatssl.backbones.positions import PositionSettings, RotaryPositions
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, scaled
 from heatssl.backbones.residual import NormPlace
 from heatssl.backbones.timm_records import tell_timm_of_arguments, tell_timm_of_size
 from heatssl.ops.surroundings import autocast_type
@@ -140,7 +140,9 @@ class PatchEncoder(nn.Module):
             is_grid: whether the tokens are all patches of the grid, row by row.
         """
         keys = None if valid is None else valid.unsqueeze(-2)
-        return Whereabouts(self.positions(places, grid), self.normaliser(number_of_keys(places, keys)), keys)
+        rotation = self.positions(places, grid)
+        activation, factor = self.normaliser(number_of_keys(places, keys))
+        return Whereabouts(scaled(rotation, factor), rotation, activation, keys)
 
     def forward_features(self, x: Tensor, visible: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Encode images, or some patches of each; the cost is that of these patches alone.

@@ -149,6 +149,11 @@ def frequencies(number: int, settings: PositionSettings) -> Tensor:
     return turns
 
 
+def scaled(rotation: Rotation, factor: Tensor) -> Rotation:
+    """One that multiplies by a factor as it turns, broadcasting with (..., n, 1): no pass of its own."""
+    return Rotation(rotation.cos * factor, rotation.sin * factor, rotation.beyond)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs of channels (0, 1), (2, 3), ... of x (..., n, s): (a, b) -> (a cos - b sin, b cos + a sin).
 
@@ -158,20 +163,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos.to(x.dtype), partners, sin.to(x.dtype))
 
 
-def scores(query: Tensor, key: Tensor, rotation: Rotation) -> Tensor:
+def scores(query: Tensor, key: Tensor, of_queries: Rotation, of_keys: Rotation) -> Tensor:
     """Dot products of rotated queries and keys, each (..., n, s) -> (..., n, n).
 
-    The leading axes of the rotation must broadcast with those of queries and keys: see :func:`for_heads`.
+    The leading axes of the rotations must broadcast with those of queries and keys: see :func:`for_heads`.
     """
-    cos, sin, beyond = rotation.cos, rotation.sin, rotation.beyond
+    cos, sin, beyond = of_keys.cos, of_keys.sin, of_keys.beyond
     if beyond.numel() == 0:
-        return rotate(query, cos[0], sin[0]) @ rotate(key, cos[0], sin[0]).transpose(-2, -1)
+        return rotate(query, of_queries.cos[0], of_queries.sin[0]) @ rotate(key, cos[0], sin[0]).transpose(-2, -1)
     by_axis: list[Tensor] = []
     for axis in range(2):
         q, k = query.chunk(2, -1)[axis], key.chunk(2, -1)[axis]
         c, s = cos.chunk(2, -1)[axis], sin.chunk(2, -1)[axis]
+        qc, qs = of_queries.cos.chunk(2, -1)[axis], of_queries.sin.chunk(2, -1)[axis]
         far = rotate(k, c[3], s[3]).transpose(-2, -1)
-        after, before = rotate(q, c[1], s[1]) @ far, rotate(q, c[2], s[2]) @ far
-        near = rotate(q, c[0], s[0]) @ rotate(k, c[0], s[0]).transpose(-2, -1)
+        after, before = rotate(q, qc[1], qs[1]) @ far, rotate(q, qc[2], qs[2]) @ far
+        near = rotate(q, qc[0], qs[0]) @ rotate(k, c[0], s[0]).transpose(-2, -1)
         by_axis.append(torch.where(beyond[axis] > 0, after, torch.where(beyond[axis] < 0, before, near)))
     return by_axis[0] + by_axis[1]

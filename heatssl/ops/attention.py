@@ -1,8 +1,8 @@
 """Attention as gated units have it: one head, values wider than keys, a gate; one dispatch over three backends.
 
-    O = U * (A V),   A = softmax(f Q K^T)   or   relu(f Q K^T)^2 / c
+    O = U * (A V),   A = softmax(Q K^T)   or   relu(Q K^T)^2
 
-with the factor f and the divisor c each image's own (:class:`heatssl.backbones.normalisers.Normaliser` has them).
+Queries bring the factor of their scores along (:class:`heatssl.backbones.normalisers.Normaliser` has it).
 """
 
 import os
@@ -32,21 +32,17 @@ def attention(
     value: Tensor,
     gate: Tensor | None,
     activation: str,
-    factor: Tensor,
-    divisor: Tensor,
     valid: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Gated attention within any number of sequences; but for ``eager``, no weights A are kept for the backward pass.
 
     Args:
-        query: (..., n, s), one leading axis at least.
+        query: (..., n, s), one leading axis at least, times what scores are to be multiplied by.
         key: (..., n, s).
         value: (..., n, e).
         gate: U, (..., n, e); None: ones.
         activation: ``softmax`` or ``relu2``.
-        factor: f, broadcasting with (..., 1, 1); no gradient, and c as well.
-        divisor: c, for ``relu2``.
         valid: broadcasting with (..., 1, n), bool, False for keys that are padding; None: all are there.
         backend: ``auto`` takes torch's fused attention where that is faster and expresses the same (softmax, values as
             wide as keys, no padding), Triton on CUDA where tokens are more than 1.5 times the values' channels, and
@@ -61,39 +57,19 @@ def attention(
     if not torch.jit.is_scripting():
         chosen = _choose(query, value, activation, valid, backend)
         if chosen == "triton":
-            return _by_triton(query, key, value, gate, activation, factor, divisor, valid)
+            return _by_triton(query, key, value, gate, activation, valid)
         if chosen == "sdpa":
-            scaled = query * _factor(query, activation, factor, divisor)
-            query, key, heads = _with_heads(scaled), _with_heads(key), _with_heads(value)
-            attended = F.scaled_dot_product_attention(query, key, heads, scale=1.0).view(value.shape)
+            heads = _with_heads(query), _with_heads(key), _with_heads(value)
+            attended = F.scaled_dot_product_attention(*heads, scale=1.0).view(value.shape)
             return attended if gate is None else gate * attended
-    # Queries take the factor, which the pairs would need a pass for. Not mT, which not every ONNX exporter knows.
-    scaled = query * _factor(query, activation, factor, divisor)
-    weights = _normalised(scaled @ key.transpose(-2, -1), activation, valid)
+    # Not mT, which not every ONNX exporter knows.
+    weights = attention_weights(query @ key.transpose(-2, -1), activation, valid)
     attended = weights @ value
     return attended if gate is None else gate * attended
 
 
-def attention_weights(
-    scores: Tensor, activation: str, factor: Tensor, divisor: Tensor, valid: Tensor | None = None
-) -> Tensor:
+def attention_weights(scores: Tensor, activation: str, valid: Tensor | None = None) -> Tensor:
     """A of :func:`attention` from Q K^T: (..., n, m) -> same, zero at padding."""
-    return _normalised(scores * _factor(scores, activation, factor, divisor), activation, valid)
-
-
-def _factor(like: Tensor, activation: str, factor: Tensor, divisor: Tensor) -> Tensor:
-    """What scores are multiplied by, in the type of ``like``: for ``relu2`` divided so that the square is right."""
-    if like.dtype == torch.float64:
-        factor, divisor = factor.double(), divisor.double()
-    return (factor / divisor.sqrt() if activation == "relu2" else factor).to(like.dtype)
-
-
-def _with_heads(x: Tensor) -> Tensor:
-    """Sequences (..., n, s) with one axis of images and one of heads, without which torch's attention is not fused."""
-    return x.unsqueeze(0) if x.ndim == 3 else x.flatten(0, -4) if x.ndim > 4 else x
-
-
-def _normalised(scores: Tensor, activation: str, valid: Tensor | None) -> Tensor:
     if activation == "relu2":
         weights = torch.relu(scores).square()
         return weights if valid is None else weights * valid
@@ -103,6 +79,11 @@ def _normalised(scores: Tensor, activation: str, valid: Tensor | None) -> Tensor
     # Its type said, or autocast on CUDA would make it float32: of all pairs twice the memory, to be cast again.
     weights = torch.softmax(scores, dim=-1, dtype=scores.dtype)
     return weights if valid is None else weights * valid
+
+
+def _with_heads(x: Tensor) -> Tensor:
+    """Sequences (..., n, s) with one axis of images and one of heads, without which torch's attention is not fused."""
+    return x.unsqueeze(0) if x.ndim == 3 else x.flatten(0, -4) if x.ndim > 4 else x
 
 
 def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None, backend: str) -> str:
@@ -129,14 +110,7 @@ def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None,
 
 
 def _by_triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    gate: Tensor | None,
-    activation: str,
-    factor: Tensor,
-    divisor: Tensor,
-    valid: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, activation: str, valid: Tensor | None
 ) -> Tensor:
     """Sequences of whatever leading axes as one batch."""
     leading = query.shape[:-2]
@@ -145,29 +119,20 @@ def _by_triton(
         query, key, value = query.to(narrow), key.to(narrow), value.to(narrow)
         gate = None if gate is None else gate.to(narrow)
     flat = [None if x is None else x.flatten(0, -3) if x.ndim > 3 else x for x in (query, key, value, gate)]
-    # Contiguous: a reshaped expansion is a view without steps, and the kernels step from image to image.
-    factor, divisor = (x.float().expand(*leading, 1, 1).reshape(-1).contiguous() for x in (factor, divisor))
     if valid is not None:
         valid = valid.expand(*leading, 1, query.shape[-2]).reshape(-1, query.shape[-2]).contiguous()
-    out, _, _ = _attention(*flat, activation == "softmax", factor, divisor, valid)
+    out, _, _ = _attention(*flat, activation == "softmax", valid)
     return out.unflatten(0, leading)
 
 
 # Custom operations: torch.compile takes each as one step, and imports Triton only where one runs.
 @torch.library.custom_op("heatssl::attention", mutates_args=())
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    gate: Tensor | None,
-    is_softmax: bool,
-    factor: Tensor,
-    divisor: Tensor,
-    valid: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, is_softmax: bool, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     from heatssl.ops import attention_triton
 
-    return attention_triton.forward(query, key, value, gate, is_softmax, factor, divisor, valid)
+    return attention_triton.forward(query, key, value, gate, is_softmax, valid)
 
 
 @torch.library.custom_op("heatssl::attention_backward", mutates_args=())
@@ -178,16 +143,13 @@ def _attention_backward(
     value: Tensor,
     gate: Tensor | None,
     is_softmax: bool,
-    factor: Tensor,
-    divisor: Tensor,
     valid: Tensor | None,
     attended: Tensor,
     logs: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from heatssl.ops import attention_triton
 
-    arguments = (gate, is_softmax, factor, divisor, valid, attended, logs)
-    return attention_triton.backward(upstream, query, key, value, *arguments)
+    return attention_triton.backward(upstream, query, key, value, gate, is_softmax, valid, attended, logs)
 
 
 @_attention.register_fake
@@ -206,17 +168,17 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, gate, ctx.is_softmax, factor, divisor, valid = inputs
+    query, key, value, gate, ctx.is_softmax, valid = inputs
     out, attended, logs = output
-    ctx.save_for_backward(query, key, value, gate, factor, divisor, valid, out if gate is None else attended, logs)
+    ctx.save_for_backward(query, key, value, gate, valid, out if gate is None else attended, logs)
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    query, key, value, gate, factor, divisor, valid, attended, logs = ctx.saved_tensors
+    query, key, value, gate, valid, attended, logs = ctx.saved_tensors
     by_query, by_key, by_value, by_gate = _attention_backward(
-        upstream, query, key, value, gate, ctx.is_softmax, factor, divisor, valid, attended, logs
+        upstream, query, key, value, gate, ctx.is_softmax, valid, attended, logs
     )
-    return by_query, by_key, by_value, None if gate is None else by_gate, None, None, None, None
+    return by_query, by_key, by_value, None if gate is None else by_gate, None, None
 
 
 _attention.register_autograd(_backward, setup_context=_keep)

@@ -29,18 +29,11 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    gate: Tensor | None,
-    is_softmax: bool,
-    factor: Tensor,
-    divisor: Tensor,
-    valid: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, is_softmax: bool, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """U * (A V), A V (empty without a gate), and log2 of the sum that softmax divides by (B, n).
 
-    Queries and keys are (B, n, s), values and the gate (B, n, e), factor and divisor (B,) float32, valid (B, n) bool.
+    Queries and keys are (B, n, s), values and the gate (B, n, e), valid (B, n) bool.
     """
     fields = [_rows(x) for x in (query, key, value, value if gate is None else gate)]
     out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
@@ -48,9 +41,9 @@ def forward(
     logs = torch.zeros(query.shape[:2], dtype=torch.float32, device=query.device)
     tile = _constants("forward", query, value, is_softmax, valid)
     grid = (len(query) * _blocks(query, 1, tile["ROWS"]), _blocks(value, 2, tile["CHANNELS"]))
-    settings = (factor, divisor, factor if valid is None else valid)
     sizes = _sizes(query, value) + _steps(fields)
-    _forward_kernel[grid](*fields, *settings, out, attended, logs, *sizes, GATED=gate is not None, **tile)
+    mask = logs if valid is None else valid
+    _forward_kernel[grid](*fields, mask, out, attended, logs, *sizes, GATED=gate is not None, **tile)
     return out, attended, logs
 
 
@@ -61,8 +54,6 @@ def backward(
     value: Tensor,
     gate: Tensor | None,
     is_softmax: bool,
-    factor: Tensor,
-    divisor: Tensor,
     valid: Tensor | None,
     attended: Tensor,
     logs: Tensor,
@@ -71,7 +62,7 @@ def backward(
     upstream, by_gate, inner = _through_gate(upstream, gate, attended)
     fields = [_rows(x) for x in (query, key, value, upstream)]
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
-    given = (factor, divisor, factor if valid is None else valid, logs, inner)
+    given = (logs if valid is None else valid, logs, inner)
     sizes = _sizes(query, value) + _steps(fields)
     images = len(query)
 
@@ -172,9 +163,9 @@ def _store(field, tile, rows, columns, height, width):
 
 
 @triton.jit
-def _scores(query, key, factor, rows, columns, valid, image, tokens, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """F Q K^T of a tile, and which of it exists."""
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * factor
+def _scores(query, key, rows, columns, valid, image, tokens, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Q K^T of a tile, and which of it exists."""
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     there = (rows[:, None] < tokens) & (columns[None, :] < tokens)
     if MASKED:
         there &= tl.load(valid + image * tokens + columns, mask=columns < tokens, other=0)[None, :] != 0
@@ -183,7 +174,7 @@ def _scores(query, key, factor, rows, columns, valid, image, tokens, MASKED: tl.
 
 @triton.jit
 def _forward_kernel(
-    query, key, value, gate, factor, divisor, valid, out, attended, logs, tokens, width, channels,
+    query, key, value, gate, valid, out, attended, logs, tokens, width, channels,
     query_b, query_n, key_b, key_n, value_b, value_n, gate_b, gate_n,
     GATED: tl.constexpr, SOFTMAX: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
@@ -191,7 +182,6 @@ def _forward_kernel(
     image, rows = _part(tokens, ROWS)
     across = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     along = tl.arange(0, WIDTH)
-    f = tl.load(factor + image)
     q = _load(query + image * query_b, rows, along, query_n, tokens, width)
     highest = tl.full([ROWS], -1e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -200,7 +190,7 @@ def _forward_kernel(
         columns = start + tl.arange(0, COLUMNS)
         k = _load(key + image * key_b, columns, along, key_n, tokens, width)
         v = _load(value + image * value_b, columns, across, value_n, tokens, channels)
-        scores, there = _scores(q, k, f, rows, columns, valid, image, tokens, MASKED, PRECISION)
+        scores, there = _scores(q, k, rows, columns, valid, image, tokens, MASKED, PRECISION)
         if SOFTMAX:
             scores = tl.where(there, scores * _LOG2_E, -1e30)
             higher = tl.maximum(highest, tl.max(scores, axis=1))
@@ -217,8 +207,6 @@ def _forward_kernel(
         exists = tl.maximum(total, 1e-30)
         sums = sums / exists[:, None]
         tl.store(logs + image * tokens + rows, highest + tl.log2(exists), mask=rows < tokens)
-    else:
-        sums = sums / tl.load(divisor + image)
     if GATED:
         _store(attended + image * tokens * channels, sums, rows, across, tokens, channels)
         sums *= _load(gate + image * gate_b, rows, across, gate_n, tokens, channels).to(tl.float32)
@@ -226,38 +214,37 @@ def _forward_kernel(
 
 
 @triton.jit
-def _weights(scores, there, logs, divisor, rows, image, tokens, SOFTMAX: tl.constexpr):
+def _weights(scores, there, logs, rows, image, tokens, SOFTMAX: tl.constexpr):
     """A of a tile, from its scores."""
     if SOFTMAX:
         log = tl.load(logs + image * tokens + rows, mask=rows < tokens, other=0.0)
         return tl.exp2(tl.where(there, scores * _LOG2_E - log[:, None], -1e30))
     positive = tl.where(there, tl.maximum(scores, 0.0), 0.0)
-    return positive * positive / tl.load(divisor + image)
+    return positive * positive
 
 
 @triton.jit
 def _score_gradient(
-    q, k, value, upstream, factor, divisor, valid, logs, inner, rows, columns, image, tokens, channels,
+    q, k, value, upstream, valid, logs, inner, rows, columns, image, tokens, channels,
     value_n, upstream_n, SOFTMAX: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of Q K^T of a tile, in the type of queries."""
-    f = tl.load(factor + image)
     by_weight = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, channels, CHANNELS):
         across = start + tl.arange(0, CHANNELS)
         u = _load(upstream, rows, across, upstream_n, tokens, channels)
         v = _load(value, columns, across, value_n, tokens, channels)
         by_weight = tl.dot(u, tl.trans(v), by_weight, input_precision=PRECISION)
-    scores, there = _scores(q, k, f, rows, columns, valid, image, tokens, MASKED, PRECISION)
+    scores, there = _scores(q, k, rows, columns, valid, image, tokens, MASKED, PRECISION)
     if SOFTMAX:
         mean = tl.load(inner + image * tokens + rows, mask=rows < tokens, other=0.0)
-        weights = _weights(scores, there, logs, divisor, rows, image, tokens, SOFTMAX)
+        weights = _weights(scores, there, logs, rows, image, tokens, SOFTMAX)
         gradient = weights * (by_weight - mean[:, None])
     else:
         positive = tl.where(there, tl.maximum(scores, 0.0), 0.0)
-        gradient = 2 * positive * by_weight / tl.load(divisor + image)
-    return (gradient * f).to(q.dtype)
+        gradient = 2 * positive * by_weight
+    return gradient.to(q.dtype)
 
 
 @triton.jit
@@ -280,7 +267,7 @@ def _gate_kernel(
 
 @triton.jit
 def _query_kernel(
-    query, key, value, upstream, factor, divisor, valid, logs, inner, gradient, tokens, width, channels,
+    query, key, value, upstream, valid, logs, inner, gradient, tokens, width, channels,
     query_b, query_n, key_b, key_n, value_b, value_n, upstream_b, upstream_n,
     SOFTMAX: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
@@ -293,7 +280,7 @@ def _query_kernel(
         columns = start + tl.arange(0, COLUMNS)
         k = _load(key + image * key_b, columns, along, key_n, tokens, width)
         by_score = _score_gradient(
-            q, k, value + image * value_b, upstream + image * upstream_b, factor, divisor, valid, logs, inner,
+            q, k, value + image * value_b, upstream + image * upstream_b, valid, logs, inner,
             rows, columns, image, tokens, channels, value_n, upstream_n,
             SOFTMAX, MASKED, PRECISION, ROWS, COLUMNS, CHANNELS,
         )  # fmt: skip
@@ -303,7 +290,7 @@ def _query_kernel(
 
 @triton.jit
 def _key_kernel(
-    query, key, value, upstream, factor, divisor, valid, logs, inner, gradient, tokens, width, channels,
+    query, key, value, upstream, valid, logs, inner, gradient, tokens, width, channels,
     query_b, query_n, key_b, key_n, value_b, value_n, upstream_b, upstream_n,
     SOFTMAX: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
@@ -316,7 +303,7 @@ def _key_kernel(
         rows = start + tl.arange(0, ROWS)
         q = _load(query + image * query_b, rows, along, query_n, tokens, width)
         by_score = _score_gradient(
-            q, k, value + image * value_b, upstream + image * upstream_b, factor, divisor, valid, logs, inner,
+            q, k, value + image * value_b, upstream + image * upstream_b, valid, logs, inner,
             rows, columns, image, tokens, channels, value_n, upstream_n,
             SOFTMAX, MASKED, PRECISION, ROWS, COLUMNS, CHANNELS,
         )  # fmt: skip
@@ -326,7 +313,7 @@ def _key_kernel(
 
 @triton.jit
 def _value_kernel(
-    query, key, upstream, factor, divisor, valid, logs, gradient, tokens, width, channels,
+    query, key, upstream, valid, logs, gradient, tokens, width, channels,
     query_b, query_n, key_b, key_n, upstream_b, upstream_n,
     SOFTMAX: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
@@ -334,14 +321,13 @@ def _value_kernel(
     image, columns = _part(tokens, COLUMNS)
     across = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     along = tl.arange(0, WIDTH)
-    f = tl.load(factor + image)
     k = _load(key + image * key_b, columns, along, key_n, tokens, width)
     sums = tl.zeros([COLUMNS, CHANNELS], tl.float32)
     for start in range(0, tokens, ROWS):
         rows = start + tl.arange(0, ROWS)
         q = _load(query + image * query_b, rows, along, query_n, tokens, width)
         u = _load(upstream + image * upstream_b, rows, across, upstream_n, tokens, channels)
-        scores, there = _scores(q, k, f, rows, columns, valid, image, tokens, MASKED, PRECISION)
-        weights = _weights(scores, there, logs, divisor, rows, image, tokens, SOFTMAX)
+        scores, there = _scores(q, k, rows, columns, valid, image, tokens, MASKED, PRECISION)
+        weights = _weights(scores, there, logs, rows, image, tokens, SOFTMAX)
         sums = tl.dot(tl.trans(weights.to(u.dtype)), u, sums, input_precision=PRECISION)
     _store(gradient + image * tokens * channels, sums, columns, across, tokens, channels)

@@ -14,7 +14,7 @@ from heatssl.backbones.flash import ChunkPlaces, chunk_size, rank_among_equals
 from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, rotate
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, rotate, scaled
 
 WIDTH, INNER, KEY = 12, 24, 8
 
@@ -40,8 +40,9 @@ def whereabouts(
     kind: str, places: torch.Tensor, keys=None, valid=None, number=None, slots=None, tiles=None, length: int = 5
 ) -> Whereabouts:
     """What a layer is told of tokens at these places (..., n, 2)."""
-    weighting = Normaliser(KEY, NormaliserSettings(kind, length))(number_of_keys(places, keys))
-    return Whereabouts(rotation_of(places), weighting, keys, valid, number, slots, tiles)
+    activation, factor = Normaliser(KEY, NormaliserSettings(kind, length))(number_of_keys(places, keys))
+    rotation = rotation_of(places)
+    return Whereabouts(scaled(rotation, factor), rotation, activation, keys, valid, number, slots, tiles)
 
 
 @pytest.mark.parametrize("mixed", [INNER, 6])
@@ -218,7 +219,7 @@ def test_a_unit_keeps_what_it_was_given_and_little_else():
     block = timm.create_model("gau_tiny_patch16_224", embed_dim=48, depth=1, key_width=16, img_size=192).blocks[0]
     x, places = torch.randn(2, 144, 48, requires_grad=True), places_of(12, 12)
     rotation = RotaryPositions(16, PositionSettings(), (12, 12))(places, (12, 12))
-    where = Whereabouts(rotation, Normaliser(16, NormaliserSettings())(number_of_keys(places, None)), None)
+    where = Whereabouts(scaled(rotation, torch.tensor(0.25)), rotation, "softmax", None)
     kept = {}
 
     def keep(tensor):
@@ -230,5 +231,5 @@ def test_a_unit_keeps_what_it_was_given_and_little_else():
         out = block(x, where)
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     numbers = sum(size for address, size in kept.items() if address not in weights) / 4 / (2 * 144)
-    assert 48 + 2 * 96 + 16 + 3 * 16 <= numbers < 48 + 2 * 96 + 16 + 3 * 16 + 20, "20: roots, cos, sin and the like"
+    assert 48 + 2 * 96 + 16 + 3 * 16 <= numbers < 48 + 2 * 96 + 16 + 3 * 16 + 36, "36: roots, cos, sin and the like"
     out.sum().backward()

@@ -14,13 +14,12 @@ WIDTH = 16
 
 def weights(raw: torch.Tensor, kind: str, length: int, valid: torch.Tensor | None = None, **settings) -> torch.Tensor:
     normaliser = Normaliser(WIDTH, NormaliserSettings(kind, length, **settings)).eval()
-    return attention_weights(raw, *counted(normaliser, raw, valid), valid)
-
-
-def counted(normaliser: Normaliser, raw: torch.Tensor, valid: torch.Tensor | None = None) -> Weighting:
-    """Of as many keys as the scores have."""
     places = torch.zeros(raw.shape[0], raw.shape[-1], 2)
-    return normaliser(number_of_keys(places, valid))
+    return weighted(raw, normaliser(number_of_keys(places, valid)), valid)
+
+
+def weighted(raw: torch.Tensor, weighting: Weighting, valid: torch.Tensor | None = None) -> torch.Tensor:
+    return attention_weights(raw * weighting.factor, weighting.activation, valid)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_log_n_at_test_never_sharpens_less_than_training_and_is_off_there(raw):
     shorter = weights(raw, "softmax", 80, log_n_at_test=True)
     torch.testing.assert_close(shorter, weights(raw, "softmax", 80))
     training = Normaliser(WIDTH, NormaliserSettings("softmax", 20, log_n_at_test=True)).train()
-    sharpened = attention_weights(raw, *counted(training, raw))
+    sharpened = weighted(raw, training(torch.tensor(40.0)))
     torch.testing.assert_close(sharpened, weights(raw, "softmax", 20))
 
 
@@ -85,7 +84,7 @@ def test_the_entropy_of_softmax_plus_hardly_depends_on_the_number_of_keys():
         normalise = Normaliser(64, NormaliserSettings(kind, 512)).eval()
         for number in (128, 2048):
             raw = 2 * query @ key[:number].T
-            weight = attention_weights(raw, *normalise(torch.tensor(float(number))))
+            weight = weighted(raw, normalise(torch.tensor(float(number))))
             entropy[kind, number] = -(weight * weight.clamp_min(1e-12).log()).sum(-1).mean().item()
     growth = {kind: entropy[kind, 2048] - entropy[kind, 128] for kind in ("softmax", "softmax_plus")}
     assert growth["softmax_plus"] < 0.6 * growth["softmax"]
@@ -94,7 +93,7 @@ def test_the_entropy_of_softmax_plus_hardly_depends_on_the_number_of_keys():
 def test_a_model_can_be_given_another():
     model = torch.nn.Sequential(Normaliser(WIDTH, NormaliserSettings("relu2")))
     set_normaliser(model, NormaliserSettings("softmax", 9))
-    weight = attention_weights(torch.randn(1, 3, 3), *model[0](torch.tensor(3.0)))
+    weight = weighted(torch.randn(1, 3, 3), model[0](torch.tensor(3.0)))
     assert weight.sum(-1).allclose(torch.ones(1, 3))
     with pytest.raises(ValueError, match="no normaliser"):
         set_normaliser(torch.nn.Linear(2, 2), NormaliserSettings())

@@ -32,7 +32,11 @@ def raw(settings: PositionSettings, places: torch.Tensor, *lead: int) -> torch.T
     rotation = turned(settings, places)
     if lead:
         rotation = Rotation(*(x.unsqueeze(2) for x in rotation))
-    return scores(query, key, rotation)
+    return scores(query, key, rotation, rotation)
+
+
+def of_both(both: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    return scores(both, both, rotation, rotation)
 
 
 def test_the_same_numbers_as_timm():
@@ -90,21 +94,21 @@ def test_far_offsets_count_as_the_formula_says(settings):
         pair = torch.stack([offset, torch.zeros(2)])[None]
         both = torch.stack([query[0, i], key[0, j]])[None]
         torch.testing.assert_close(
-            found[0, i, j], scores(both, both, turned(PositionSettings(), pair))[0, 0, 1], atol=1e-5, rtol=1e-5
+            found[0, i, j], of_both(both, turned(PositionSettings(), pair))[0, 0, 1], atol=1e-5, rtol=1e-5
         )
 
 
 def test_interpolated_positions_keep_offsets_in_parts_of_the_image():
     """The places of 8 x 8 patches, and every third of 24 x 24: the same scores, inside a patch of 1x too."""
-    query, key = torch.randn(2, 1, 5, WIDTH)
+    both = torch.randn(1, 5, WIDTH)
     places = 7 * torch.rand(1, 5, 2)
-    expected = scores(query, key, turned(PositionSettings(), places))
+    expected = of_both(both, turned(PositionSettings(), places))
     for scale in (3.0, None):
-        found = scores(query, key, turned(PositionSettings("interpolated", scale=scale), 3 * places, (24, 24)))
+        found = of_both(both, turned(PositionSettings("interpolated", scale=scale), 3 * places, (24, 24)))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(expected, scores(query, key, turned(PositionSettings(), 3 * places)), atol=1e-1)
+    assert not torch.allclose(expected, of_both(both, turned(PositionSettings(), 3 * places)), atol=1e-1)
     longer = places * torch.tensor([0.5, 3.0])
-    found = scores(query, key, turned(PositionSettings("interpolated"), longer, (4, 24)))
+    found = of_both(both, turned(PositionSettings("interpolated"), longer, (4, 24)))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -12,15 +12,15 @@ from heatssl.ops import attention
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 
 
-def formula(query, key, value, gate, activation, factor, divisor, valid):
+def formula(query, key, value, gate, activation, valid):
     """O = U * (A V), padding left out key by key."""
-    raw = torch.einsum("...is,...js->...ij", query, key) * factor
+    raw = torch.einsum("...is,...js->...ij", query, key)
     there = torch.ones_like(raw) if valid is None else valid.expand_as(raw).to(raw)
     if activation == "softmax":
         kept = there * torch.exp(raw - raw.amax(dim=-1, keepdim=True))
         weights = kept / kept.sum(dim=-1, keepdim=True).clamp_min(1e-300)
     else:
-        weights = there * raw.clamp_min(0) ** 2 / divisor
+        weights = there * raw.clamp_min(0) ** 2
     attended = torch.einsum("...ij,...je->...ie", weights, value)
     return attended if gate is None else gate * attended
 
@@ -28,24 +28,23 @@ def formula(query, key, value, gate, activation, factor, divisor, valid):
 def inputs(tokens, width, channels, dtype, lead=(2,), device="cpu"):
     """Queries, keys, values and gates as a unit has them: parts of wider tensors. And a mask with one empty row."""
     torch.manual_seed(0)
-    query, key = torch.randn(2, *lead, tokens, width).to(dtype).unbind(0)
+    query, key = (torch.randn(2, *lead, tokens, width) / width**0.25).to(dtype).unbind(0)
     value, _, gate = torch.randn(*lead, tokens, 2 * channels + 3).to(dtype).split([channels, 3, channels], dim=-1)
     valid = torch.rand(*lead, 1, tokens) > 0.3
     valid[(0,) * len(lead)] = False
-    settings = torch.rand(*lead, 1, 1) + 0.2, tokens * (torch.rand(*lead, 1, 1) + 0.5)
-    return [x.to(device) for x in (query, key, value, gate)], [x.to(device) for x in settings], valid.to(device)
+    return [x.to(device) for x in (query, key, value, gate)], valid.to(device)
 
 
 def check_backend(backend, activation, shape, dtype, *, gated=True, masked=True, shared=False, lead=(2,), device="cpu"):
-    fields, settings, valid = inputs(*shape, dtype, lead, device)
-    if shared:  # one number of keys and one mask for all images
-        settings, valid = [x[-1:] for x in settings], valid[-1:]
+    fields, valid = inputs(*shape, dtype, lead, device)
+    if shared:  # one mask for all images
+        valid = valid[-1:]
     fields = fields if gated else fields[:3]
     upstream = torch.randn_like(fields[2])
     results = []
     for exact in (True, False):
         leaves = [(x.double() if exact else x).detach().requires_grad_() for x in fields]
-        arguments = (*leaves, *([] if gated else [None]), activation, *settings, valid if masked else None)
+        arguments = (*leaves, *([] if gated else [None]), activation, valid if masked else None)
         out = formula(*arguments) if exact else attention(*arguments, backend=backend)
         results.append((out, *torch.autograd.grad(out, leaves, upstream.to(out.dtype))))
     assert results[1][0].dtype == dtype
@@ -76,18 +75,18 @@ def test_one_head_of_many_tokens_runs_in_torchs_fused_kernel():
     """Without an axis of heads torch would write all weights down."""
     query, key, value = torch.randn(3, 2, 200, 8).unbind(0)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        attention(query, key, value, None, "softmax", torch.ones(1, 1, 1), torch.ones(1, 1, 1))
+        attention(query, key, value, None, "softmax")
 
 
 def test_one_query_by_hand():
     query, key = torch.tensor([[[1.0]]]).expand(1, 2, 1), torch.tensor([[[1.0], [-1.0]]])
     value, gate = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[2.0, 1.0], [1.0, 1.0]]])
-    half = torch.full((1, 1, 1), 0.5)
-    soft = attention(query, key, value, gate, "softmax", half, half)
+    query = query / 2
+    soft = attention(query, key, value, gate, "softmax")
     share = torch.sigmoid(torch.tensor(1.0))  # e^0.5 / (e^0.5 + e^-0.5)
     torch.testing.assert_close(soft[0, 0], torch.stack([2 * share, 1 - share]))
-    squared = attention(query, key, value, gate, "relu2", half, 4 * half)
-    torch.testing.assert_close(squared[0, 0], torch.tensor([2 * 0.25 / 2, 0.0]))
+    squared = attention(query, key, value, gate, "relu2")
+    torch.testing.assert_close(squared[0, 0], torch.tensor([2 * 0.25, 0.0]))
 
 
 @pytest.mark.parametrize(
@@ -99,10 +98,9 @@ def test_one_query_by_hand():
     ],
 )
 def test_what_cannot_be_done_is_named(settings, message):
-    (query, key, value, gate), (factor, divisor), _ = inputs(4, 4, 4, torch.float32)
-    arguments = {"activation": "softmax", "factor": factor, "divisor": divisor} | settings
+    fields, _ = inputs(4, 4, 4, torch.float32)
     with pytest.raises(ValueError, match=message):
-        attention(query, key, value, gate, **arguments)
+        attention(*fields, **{"activation": "softmax"} | settings)
 
 
 IN_THE_INTERPRETER = """
@@ -116,15 +114,15 @@ if {thorough}:
     check_backend("triton", {activation!r}, (37, 20, 70), torch.float16, masked=False)
     check_backend("triton", {activation!r}, (3, 4, 5), torch.float32, gated=False, lead=(2, 3))
     check_backend("triton", {activation!r}, (33, 16, 16), torch.float32, gated=False, masked=False)
-    (query, key, value, gate), settings, valid = inputs(5, 4, 6, torch.float32)
+    (query, key, value, gate), valid = inputs(5, 4, 6, torch.float32)
     counts = []
     for backend in ("eager", "triton"):
         with FlopCounterMode(display=False) as counter:
-            attention(query, key, value, gate, {activation!r}, *settings, backend=backend)
+            attention(query, key, value, gate, {activation!r}, backend=backend)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
     whole = torch.compile(attention, backend="aot_eager", fullgraph=True)
-    arguments = (query.requires_grad_(), key, value, gate, {activation!r}, *settings, valid)
+    arguments = (query.requires_grad_(), key, value, gate, {activation!r}, valid)
     expected = attention(*arguments, backend="eager")
     found = whole(*arguments, backend="triton")
     torch.testing.assert_close(found, expected)
