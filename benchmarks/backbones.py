@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import heatssl  # noqa: F401 (its models join timm's)
 from heatssl.evaluation.results import commit, hardware, write_record
+from heatssl.ops import recomputation
 
 RESULTS = Path(__file__).parent / "results" / "backbones"
 REFERENCE = "vit"
@@ -148,7 +149,11 @@ def kept_for_backward(
 
 
 def compare_memory(settings: argparse.Namespace) -> Path:
-    """Half of what three images keep more than one, so that copies of parameters, made once, are left out."""
+    """Half of what three images keep more than one, so that copies of parameters, made once, are left out.
+
+    Three images are told to keep what each image of a large batch does.
+    """
+    recomputation._WORTH = 0
     rows = []
     for tokens, name in itertools.product(settings.tokens or [196], settings.models):
         side = math.isqrt(tokens) * PATCH

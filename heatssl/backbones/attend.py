@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from heatssl.backbones.positions import Rotation, rotate, scores
-from heatssl.ops import attention, attention_weights
+from heatssl.backbones.positions import Rotation, scores_with_window, turn
+from heatssl.ops import attention, attention_weights, recompute
+from heatssl.ops.surroundings import autocast_type
 
 
 class Whereabouts(NamedTuple):
@@ -18,7 +20,7 @@ class Whereabouts(NamedTuple):
         activation: ``softmax`` or ``relu2``.
         keys: bool, broadcasting with (B, n, n), in chunks with (B, G, m, m): which keys each query has; None: all.
         valid: chunk attention: (B, n) bool, which tokens are there; None: all.
-        number: chunk attention: how many these are, float32, broadcasting with (B, 1, 1).
+        far_rotation: chunk attention: that of keys over the root of how many these are.
         slots: chunk attention: (B or 1, n) long, the place g m + k of each token; None: tokens stand as they are.
         tiles: chunk attention: chunks down and across and rows and columns of each, where they are full; else None.
     """
@@ -28,7 +30,7 @@ class Whereabouts(NamedTuple):
     activation: str
     keys: Tensor | None
     valid: Tensor | None = None
-    number: Tensor | None = None
+    far_rotation: Rotation | None = None
     slots: Tensor | None = None
     tiles: tuple[int, int, int, int] | None = None
 
@@ -36,24 +38,55 @@ class Whereabouts(NamedTuple):
 def attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
     """Values (..., n, m) by queries and keys (..., n, s) -> (..., n, m).
 
-    The leading axes of ``where`` must broadcast with theirs: see :func:`for_heads`. Positions with a window need three
-    scores for each pair, and have no fused attention.
+    The leading axes of ``where`` must broadcast with theirs: see :func:`for_heads`.
     """
-    if where.key_rotation.beyond.numel() == 0:
-        query, key = turned(query, key, where)
-        return attention(query, key, value, None, where.activation, where.keys)
-    return weights(query, key, where) @ value
+    if not torch.jit.is_scripting():
+        return _attend(query, key, value, where)
+    query, key = turned(query, key, where)
+    return mixed(query, key, value, where)
+
+
+@torch.jit.unused
+def _attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
+    """:func:`attend` that turns queries and keys again in the backward pass."""
+    narrow = autocast_type(query) or query.dtype
+
+    def make(query: Tensor, key: Tensor) -> list[Tensor]:
+        return [each.to(narrow) for each in turned(query, key, where)]
+
+    def use(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return mixed(query, key, value, where)
+
+    return recompute(make, use, (query, key), (value,))
 
 
 def turned(query: Tensor, key: Tensor, where: Whereabouts) -> tuple[Tensor, Tensor]:
-    """Queries and keys (..., n, s) at their places, without a window: what :func:`heatssl.ops.attention` takes."""
+    """Queries and keys (..., n, s) at their places; with a window, where each pair decides, as they are."""
     of_queries, of_keys = where.query_rotation, where.key_rotation
-    return rotate(query, of_queries.cos[0], of_queries.sin[0]), rotate(key, of_keys.cos[0], of_keys.sin[0])
+    if of_keys.beyond.numel() > 0:
+        return query, key
+    return turn(query, of_queries), turn(key, of_keys)
+
+
+def mixed(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
+    """:func:`attend` for what :func:`turned` gives. With a window each pair has three scores: no fused attention."""
+    if where.key_rotation.beyond.numel() > 0:
+        return weights_of_turned(query, key, where) @ value
+    return attention(query, key, value, None, where.activation, where.keys)
 
 
 def weights(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:
     """How much of each key every query takes in :func:`attend`: (..., n, s) each -> (..., n, n)."""
-    found = scores(query, key, where.query_rotation, where.key_rotation)
+    query, key = turned(query, key, where)
+    return weights_of_turned(query, key, where)
+
+
+def weights_of_turned(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:
+    """:func:`weights` for what :func:`turned` gives."""
+    if where.key_rotation.beyond.numel() > 0:
+        found = scores_with_window(query, key, where.query_rotation, where.key_rotation)
+    else:
+        found = query @ key.transpose(-2, -1)
     return attention_weights(found, where.activation, where.keys)
 
 

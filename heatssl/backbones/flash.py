@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from timm.models import register_notrace_module
+from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts
@@ -100,8 +100,14 @@ class MixedChunkEncoder(GatedAttentionEncoder):
         in_chunks, keys, slots, tiles = self.chunks(places, valid, grid, is_grid and valid is None)
         rotation = self.positions(in_chunks, grid)
         activation, factor = self.normaliser(number_of_keys(in_chunks, keys))
-        number = number_of_keys(places, None if valid is None else valid.unsqueeze(-2))
-        return Whereabouts(scaled(rotation, factor), rotation, activation, keys, valid, number, slots, tiles)
+        far = scaled(rotation, share(places, valid, in_chunks))
+        return Whereabouts(scaled(rotation, factor), rotation, activation, keys, valid, far, slots, tiles)
+
+
+def share(places: Tensor, valid: Tensor | None, in_chunks: Tensor) -> Tensor:
+    """1 / sqrt(n), n the tokens of an image, to go with what ``in_chunks`` has of each, (..., 1)."""
+    root = number_of_keys(places, None if valid is None else valid.unsqueeze(-2)).rsqrt()
+    return root.unsqueeze(1) if in_chunks.ndim == 4 else root
 
 
 def chunk_size(grid: tuple[int, int], longest: int) -> tuple[int, int]:
@@ -121,5 +127,6 @@ def rank_among_equals(values: Tensor) -> Tensor:
 
 
 # What branches on a number of tokens is one step in a graph of timm's.
+register_notrace_function(share)
 register_notrace_module(ChunkPlaces)
 register_notrace_module(MixedChunkAttention)

@@ -14,11 +14,12 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_function
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from heatssl.backbones.attend import Whereabouts, attend
-from heatssl.ops import gated_linear, silu_product
+from heatssl.backbones.attend import Whereabouts, mixed, turned
+from heatssl.ops import gated_linear, recompute, silu_product
+from heatssl.ops.surroundings import autocast_type
 
 ValueActivation = Literal["silu", "none"]
 
@@ -38,13 +39,18 @@ class ScaleOffset(nn.Module):
         self.offset = nn.Parameter(torch.zeros(maps, width)) if offset else None
 
     def forward(self, z: Tensor) -> Tensor:
-        scaled = silu_product(z.unsqueeze(-2), self.scale)
-        return scaled if self.offset is None else scaled + self.offset
+        return affine(z, self.scale, self.offset)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Vectors are not decayed, however many of them lie in one tensor."""
         return {name for name, _ in self.named_parameters()}
+
+
+def affine(z: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """:class:`ScaleOffset` as a function of its parameters (maps, s)."""
+    scaled = silu_product(z.unsqueeze(-2), scale)
+    return scaled if offset is None else scaled + offset
 
 
 class GatedUnit(nn.Module):
@@ -106,10 +112,8 @@ class GatedUnit(nn.Module):
 
     @torch.jit.unused
     def leaves_by_product(self) -> bool:
-        """Whether the last layer is its product and no more: linear, and nobody replaced it or listens to it."""
-        leave = self.leave
-        listeners = (leave._forward_pre_hooks, leave._forward_hooks, leave._backward_pre_hooks, leave._backward_hooks)
-        return type(leave) is nn.Linear and not any(listeners)
+        """Whether the last layer is its product and no more."""
+        return _is_untouched(self.leave, nn.Linear)
 
     def gate_value_z(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """U and Z before their SiLU, and V: tokens (B, n, d) -> (B, n, e), (B, n, e), (B, n, s)."""
@@ -118,7 +122,35 @@ class GatedUnit(nn.Module):
 
     def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """A V: values (B, n, m), what queries and keys are made of (B, n, s) -> (B, n, m)."""
+        if not torch.jit.is_scripting() and self.makes_queries_by_function():
+            return self.attend_again(value, z, where)
+        return self.mix(self.turn(self.query_key(z), where), value, where)
+
+    def turn(self, maps: Tensor, where: Whereabouts) -> list[Tensor]:
+        """Queries and keys (B, n, maps, s) at their places -> (B, n, s) each."""
         raise NotImplementedError
+
+    def mix(self, maps: list[Tensor], value: Tensor, where: Whereabouts) -> Tensor:
+        """A V, of queries and keys at their places (B, n, s) and values (B, n, m) -> (B, n, m)."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def makes_queries_by_function(self) -> bool:
+        """Whether queries and keys are what :func:`affine` makes and no more."""
+        return _is_untouched(self.query_key, ScaleOffset)
+
+    @torch.jit.unused
+    def attend_again(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
+        """:meth:`attend` that makes queries and keys again in the backward pass."""
+        narrow = autocast_type(z) or z.dtype
+
+        def make(z: Tensor, scale: Tensor, *offset: Tensor) -> list[Tensor]:
+            return [each.to(narrow) for each in self.turn(affine(z, scale, *offset or [None]), where)]
+
+        def use(*given: Tensor) -> Tensor:
+            return self.mix(list(given[:-1]), given[-1], where)
+
+        return recompute(make, use, (z, *self.query_key.parameters()), (value,))
 
 
 class GatedAttentionUnit(GatedUnit):
@@ -126,12 +158,20 @@ class GatedAttentionUnit(GatedUnit):
 
     maps = 2
 
-    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """See :meth:`GatedUnit.attend`."""
-        query, key = self.query_key(z).unbind(-2)
-        return attend(query, key, value, where)
+    def turn(self, maps: Tensor, where: Whereabouts) -> list[Tensor]:
+        """See :meth:`GatedUnit.turn`."""
+        query, key = maps.unbind(-2)
+        return list(turned(query, key, where))
+
+    def mix(self, maps: list[Tensor], value: Tensor, where: Whereabouts) -> Tensor:
+        """See :meth:`GatedUnit.mix`."""
+        return mixed(maps[0], maps[1], value, where)
 
 
-# They branch on who runs them.
-register_notrace_function(gated_linear)
-register_notrace_function(silu_product)
+def _is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nobody replaced a module or listens to it, so that its function can be called in its place."""
+    listeners = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return type(module) is kind and not any(listeners)
+
+
+register_notrace_module(GatedAttentionUnit)  # branches on who runs it

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatssl.backbones.attend import Whereabouts, attend, weights
+from heatssl.backbones.attend import Whereabouts, mixed, turned, weights_of_turned
 from heatssl.backbones.gated_attention_unit import GatedUnit
-from heatssl.backbones.positions import rotate
+from heatssl.backbones.positions import turn
 
 
 class MixedChunkAttention(GatedUnit):
@@ -38,47 +38,35 @@ class MixedChunkAttention(GatedUnit):
             x = into_tiles(x, tiles)
         gate, value, z = self.gate_value_z(x)
         mixed, own = value.split(self.apart, dim=-1)
-        change = self.dropout(self.gated(gate, self.attend(mixed, z, where), own))
+        slots = where.slots
+        if slots is None:
+            attended = self.attend(mixed, z, where)
+        else:
+            chunks, places = where.key_rotation.cos.shape[-3], where.key_rotation.cos.shape[-2]
+            mixed, z = into_chunks(mixed, slots, chunks, places), into_chunks(z, slots, chunks, places)
+            attended = out_of_chunks(self.attend(mixed, z, where), slots, chunks, places)
+        change = self.dropout(self.gated(gate, attended, own))
         return change if tiles is None else out_of_tiles(change, tiles)
 
-    def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """See :meth:`GatedUnit.attend`; tokens are in tiles (B, G, m, ...), have slots in chunks, or are few."""
-        slots, batch = where.slots, value.shape[0]
-        if where.tiles is not None:
-            return self.by_chunks(value, z, where)
-        if slots is None:
-            return self.by_pairs(value, z, where)
-        chunks, places = where.key_rotation.cos.shape[-3], where.key_rotation.cos.shape[-2]
-        value, z = into_chunks(value, slots, chunks, places), into_chunks(z, slots, chunks, places)
-        found = self.by_chunks(value, z, where).flatten(1, 2)
-        slots = slots.clamp_max(chunks * places - 1)  # for padding whatever is found
-        return found.gather(1, slots[..., None].expand(batch, -1, found.shape[2]))
+    def turn(self, maps: Tensor, where: Whereabouts) -> list[Tensor]:
+        """See :meth:`GatedUnit.turn`: those near, and those far, over the root of the number of tokens each."""
+        query, key, far_query, far_key = maps.unbind(-2)
+        far = where.far_rotation
+        assert far is not None
+        return [*turned(query, key, where), turn(far_query, far), turn(far_key, far)]
 
-    def by_pairs(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """A written out, near and far in one matrix: (B, n, e), (B, n, s) -> (B, n, e)."""
-        query, key, far_query, far_key = self.query_key(z).unbind(-2)
-        cos, sin, valid, number = where.key_rotation.cos[0], where.key_rotation.sin[0], where.valid, where.number
-        assert number is not None
-        if valid is not None:
-            value = value.masked_fill(~valid.unsqueeze(-1), 0.0)
-        far_query = (rotate(far_query, cos, sin) / number).to(z.dtype)
-        far = far_query @ rotate(far_key, cos, sin).transpose(-2, -1)
-        return (weights(query, key, where) + far) @ value
-
-    def by_chunks(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
-        """Near inside each chunk; far by one sum over all of them: (B, G, m, e), (B, G, m, s) -> (B, G, m, e).
-
-        Values are zero where a place is empty.
-        """
-        query, key, far_query, far_key = self.query_key(z).unbind(-2)
-        near = attend(query, key, value, where)
-        cos, sin, number = where.key_rotation.cos[0], where.key_rotation.sin[0], where.number
-        assert number is not None
-        root = number.sqrt()  # half of the division before the sum, which would leave the range of float16
-        far_key = (rotate(far_key, cos, sin).flatten(1, 2) / root).to(z.dtype)
-        memory = far_key.transpose(-2, -1) @ value.flatten(1, 2) / root  # B s e
-        far = rotate(far_query, cos, sin).flatten(1, 2) @ memory.to(z.dtype)
-        return near + far.unflatten(1, (z.shape[1], z.shape[2]))
+    def mix(self, maps: list[Tensor], value: Tensor, where: Whereabouts) -> Tensor:
+        """See :meth:`GatedUnit.mix`; in chunks (B, G, m, ...), or few tokens, near and far in one matrix."""
+        query, key, far_query, far_key = maps
+        if value.ndim == 3:
+            valid = where.valid
+            if valid is not None:
+                value = value.masked_fill(~valid.unsqueeze(-1), 0.0)
+            return (weights_of_turned(query, key, where) + far_query @ far_key.transpose(-2, -1)) @ value
+        # One sum over all chunks, in which values are zero where a place is empty.
+        memory = far_key.flatten(1, 2).transpose(-2, -1) @ value.flatten(1, 2)  # B s m
+        far = far_query.flatten(1, 2) @ memory
+        return mixed(query, key, value, where) + far.view(value.shape)
 
 
 def into_tiles(x: Tensor, tiles: tuple[int, int, int, int]) -> Tensor:
@@ -93,6 +81,12 @@ def out_of_tiles(x: Tensor, tiles: tuple[int, int, int, int]) -> Tensor:
     down, across, height, width = tiles
     chunks = x.view(x.shape[0], down, across, height, width, x.shape[3])
     return chunks.transpose(2, 3).reshape(x.shape[0], -1, x.shape[3])
+
+
+def out_of_chunks(x: Tensor, slots: Tensor, chunks: int, places: int) -> Tensor:
+    """Back from :func:`into_chunks`: (B, G, m, d) -> (B, n, d), for padding whatever is found."""
+    slots = slots.clamp_max(chunks * places - 1)
+    return x.flatten(1, 2).gather(1, slots[..., None].expand(x.shape[0], -1, x.shape[3]))
 
 
 def into_chunks(x: Tensor, slots: Tensor, chunks: int, places: int) -> Tensor:

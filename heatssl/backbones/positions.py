@@ -163,21 +163,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos.to(x.dtype), partners, sin.to(x.dtype))
 
 
-def scores(query: Tensor, key: Tensor, of_queries: Rotation, of_keys: Rotation) -> Tensor:
-    """Dot products of rotated queries and keys, each (..., n, s) -> (..., n, n).
+def turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """:func:`rotate` queries or keys (..., n, s) as far as they are turned without a window, and inside one."""
+    return rotate(x, rotation.cos[0], rotation.sin[0])
+
+
+def scores_with_window(query: Tensor, key: Tensor, of_queries: Rotation, of_keys: Rotation) -> Tensor:
+    """Dot products of rotated queries and keys, each (..., n, s) -> (..., n, n), by the offset of each pair.
 
     The leading axes of the rotations must broadcast with those of queries and keys: see :func:`for_heads`.
     """
-    cos, sin, beyond = of_keys.cos, of_keys.sin, of_keys.beyond
-    if beyond.numel() == 0:
-        return rotate(query, of_queries.cos[0], of_queries.sin[0]) @ rotate(key, cos[0], sin[0]).transpose(-2, -1)
     by_axis: list[Tensor] = []
     for axis in range(2):
         q, k = query.chunk(2, -1)[axis], key.chunk(2, -1)[axis]
-        c, s = cos.chunk(2, -1)[axis], sin.chunk(2, -1)[axis]
         qc, qs = of_queries.cos.chunk(2, -1)[axis], of_queries.sin.chunk(2, -1)[axis]
-        far = rotate(k, c[3], s[3]).transpose(-2, -1)
+        kc, ks = of_keys.cos.chunk(2, -1)[axis], of_keys.sin.chunk(2, -1)[axis]
+        far = rotate(k, kc[3], ks[3]).transpose(-2, -1)
         after, before = rotate(q, qc[1], qs[1]) @ far, rotate(q, qc[2], qs[2]) @ far
-        near = rotate(q, qc[0], qs[0]) @ rotate(k, c[0], s[0]).transpose(-2, -1)
-        by_axis.append(torch.where(beyond[axis] > 0, after, torch.where(beyond[axis] < 0, before, near)))
+        near = rotate(q, qc[0], qs[0]) @ rotate(k, kc[0], ks[0]).transpose(-2, -1)
+        beyond = of_keys.beyond[axis]
+        by_axis.append(torch.where(beyond > 0, after, torch.where(beyond < 0, before, near)))
     return by_axis[0] + by_axis[1]

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from heatssl.ops.recomputation import recompute
 from heatssl.ops.surroundings import autocast_type
 
 Activation = Literal["softmax", "relu2"]
 AttentionBackend = Literal["auto", "eager", "sdpa", "triton"]
 _HAS_TRITON = find_spec("triton") is not None
 _WIDEST = 256  # queries that the Triton kernels hold whole
-_MANY = 128  # tokens from which torch's own attention is the faster one on a CPU
+_MANY = 32  # tokens from which torch's own attention is as fast on a CPU; it keeps no weights
 # Tokens for each channel of the values up to which weights are kept on CUDA, which is the faster way: 1,152 tokens at
 # ``small``, two fifths of what else a unit that mixes all keeps. Triton keeps none (docs/backbones.md).
 _KEPT = 1.5
@@ -62,23 +63,35 @@ def attention(
             heads = _with_heads(query), _with_heads(key), _with_heads(value)
             attended = F.scaled_dot_product_attention(*heads, scale=1.0).view(value.shape)
             return attended if gate is None else gate * attended
-    # Not mT, which not every ONNX exporter knows.
-    weights = attention_weights(query @ key.transpose(-2, -1), activation, valid)
-    attended = weights @ value
+    scores = query @ key.transpose(-2, -1)  # not mT, which not every ONNX exporter knows
+    if activation == "relu2" and not torch.jit.is_scripting():
+        attended = _mix_by_squares(torch.relu(scores), value, valid)
+    else:
+        attended = attention_weights(scores, activation, valid) @ value
     return attended if gate is None else gate * attended
 
 
 def attention_weights(scores: Tensor, activation: str, valid: Tensor | None = None) -> Tensor:
     """A of :func:`attention` from Q K^T: (..., n, m) -> same, zero at padding."""
     if activation == "relu2":
-        weights = torch.relu(scores).square()
-        return weights if valid is None else weights * valid
+        return _squares(torch.relu(scores), valid)
     if valid is not None:
         # Finite, also in half precision: with -inf a row without any key would be nan, and its gradient.
         scores = scores.masked_fill(~valid, -6e4)
     # Its type said, or autocast on CUDA would make it float32: of all pairs twice the memory, to be cast again.
     weights = torch.softmax(scores, dim=-1, dtype=scores.dtype)
     return weights if valid is None else weights * valid
+
+
+def _squares(positive: Tensor, valid: Tensor | None) -> Tensor:
+    weights = positive.square()
+    return weights if valid is None else weights * valid
+
+
+@torch.jit.unused
+def _mix_by_squares(positive: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+    """Values by squares, which are made again in the backward pass: of all pairs one number is kept, and not two."""
+    return recompute(lambda positive: [_squares(positive, valid)], torch.matmul, (positive,), (value,))
 
 
 def _with_heads(x: Tensor) -> Tensor:

@@ -7,7 +7,14 @@ import torch
 from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
 
 from heatssl.backbones import set_positions
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, frequencies, scores
+from heatssl.backbones.positions import (
+    PositionSettings,
+    RotaryPositions,
+    Rotation,
+    frequencies,
+    scores_with_window,
+    turn,
+)
 
 WIDTH = 16
 
@@ -27,16 +34,18 @@ def turned(settings: PositionSettings, places: torch.Tensor, grid: tuple[int, in
     return RotaryPositions(WIDTH, settings, (8, 8))(places, grid)
 
 
+def scores(query: torch.Tensor, key: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    if rotation.beyond.numel() > 0:
+        return scores_with_window(query, key, rotation, rotation)
+    return turn(query, rotation) @ turn(key, rotation).mT
+
+
 def raw(settings: PositionSettings, places: torch.Tensor, *lead: int) -> torch.Tensor:
     query, key = query_key(places.shape[1], *lead)
     rotation = turned(settings, places)
     if lead:
         rotation = Rotation(*(x.unsqueeze(2) for x in rotation))
-    return scores(query, key, rotation, rotation)
-
-
-def of_both(both: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    return scores(both, both, rotation, rotation)
+    return scores(query, key, rotation)
 
 
 def test_the_same_numbers_as_timm():
@@ -94,7 +103,7 @@ def test_far_offsets_count_as_the_formula_says(settings):
         pair = torch.stack([offset, torch.zeros(2)])[None]
         both = torch.stack([query[0, i], key[0, j]])[None]
         torch.testing.assert_close(
-            found[0, i, j], of_both(both, turned(PositionSettings(), pair))[0, 0, 1], atol=1e-5, rtol=1e-5
+            found[0, i, j], scores(both, both, turned(PositionSettings(), pair))[0, 0, 1], atol=1e-5, rtol=1e-5
         )
 
 
@@ -102,13 +111,13 @@ def test_interpolated_positions_keep_offsets_in_parts_of_the_image():
     """The places of 8 x 8 patches, and every third of 24 x 24: the same scores, inside a patch of 1x too."""
     both = torch.randn(1, 5, WIDTH)
     places = 7 * torch.rand(1, 5, 2)
-    expected = of_both(both, turned(PositionSettings(), places))
+    expected = scores(both, both, turned(PositionSettings(), places))
     for scale in (3.0, None):
-        found = of_both(both, turned(PositionSettings("interpolated", scale=scale), 3 * places, (24, 24)))
+        found = scores(both, both, turned(PositionSettings("interpolated", scale=scale), 3 * places, (24, 24)))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(expected, of_both(both, turned(PositionSettings(), 3 * places)), atol=1e-1)
+    assert not torch.allclose(expected, scores(both, both, turned(PositionSettings(), 3 * places)), atol=1e-1)
     longer = places * torch.tensor([0.5, 3.0])
-    found = of_both(both, turned(PositionSettings("interpolated"), longer, (4, 24)))
+    found = scores(both, both, turned(PositionSettings("interpolated"), longer, (4, 24)))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -1,0 +1,156 @@
+"""If these fail, what is made again in the backward pass is not what was made, or is kept all the same."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from heatssl.ops import attention, recompute
+
+Loss = Callable[..., Tensor]
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small."""
+    monkeypatch.setattr("heatssl.ops.recomputation._WORTH", 0)
+
+
+def queries_and_keys(z: Tensor, scale: Tensor) -> list[Tensor]:
+    """Of z (2, 9, 4) and scales (2, 4)."""
+    return [torch.sin(z * scale[index]) for index in range(2)]
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.softmax(query @ key.mT, dim=-1) @ value
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    heads = [x.unsqueeze(0) for x in (query, key, value)]
+    return F.scaled_dot_product_attention(*heads).squeeze(0)
+
+
+def mixed(z: Tensor, scale: Tensor, value: Tensor, use: Loss = written_out) -> Tensor:
+    return recompute(queries_and_keys, use, (z, scale), (value,))
+
+
+def plainly(z: Tensor, scale: Tensor, value: Tensor, use: Loss = written_out) -> Tensor:
+    return use(*queries_and_keys(z, scale), value)
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((2, 9, 4), (2, 4), (2, 9, 4))]
+
+
+def check_equal(ours: Loss, theirs: Loss, tensors: list[Tensor]) -> None:
+    """The same output and gradients, to the last bit: they are the same operations."""
+    found, expected = ours(*tensors), theirs(*tensors)
+    assert torch.equal(found, expected)
+    upstream, gradients = torch.randn_like(expected), []
+    for output in (found, expected):
+        output.backward(upstream)
+        gradients.append([tensor.grad for tensor in tensors if tensor.requires_grad])
+        for tensor in tensors:
+            tensor.grad = None
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def kept_by(compute: Loss, tensors: list[Tensor]) -> int:
+    """Numbers that a forward pass keeps beside its arguments, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = compute(*tensors)  # held, so that no address is used twice
+    given = {tensor.data_ptr() for tensor in tensors}
+    del output
+    return sum(size for address, size in kept.items() if address not in given)
+
+
+@pytest.mark.parametrize("use", [written_out, fused])
+def test_it_is_what_it_would_be_without_and_keeps_less(use: Loss) -> None:
+    tensors = inputs(torch.float32)
+    check_equal(partial(mixed, use=use), partial(plainly, use=use), tensors)
+    weights = 2 * 9 * 9 if use is written_out else 0
+    output_and_logs = 0 if use is written_out else 2 * 9 * 4 + 2 * 9
+    assert kept_by(partial(mixed, use=use), tensors) == weights + output_and_logs
+    assert kept_by(partial(plainly, use=use), tensors) >= weights + output_and_logs + 2 * 2 * 9 * 4
+
+
+@pytest.mark.parametrize("missing", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_some_need_no_gradient(missing: tuple[int, ...]) -> None:
+    tensors = [x.detach() if index in missing else x for index, x in enumerate(inputs())]
+    if len(missing) == 3:
+        assert not mixed(*tensors).requires_grad
+    else:
+        check_equal(mixed, plainly, tensors)
+
+
+def test_first_and_second_derivatives() -> None:
+    assert torch.autograd.gradcheck(mixed, inputs())
+    assert torch.autograd.gradgradcheck(mixed, inputs())
+
+
+def test_a_graph_that_is_gone_through_twice() -> None:
+    tensors = inputs()
+    output = mixed(*tensors).sum()
+    first = torch.autograd.grad(output, tensors, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(output, tensors), strict=True))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_inside_checkpointing_nothing_is_kept(use_reentrant: bool) -> None:
+    compute = partial(checkpoint, mixed, use_reentrant=use_reentrant)
+    check_equal(compute, plainly, inputs())
+    assert kept_by(compute, inputs()) == 0
+
+
+def test_what_is_kept_can_be_moved_by_hooks() -> None:
+    def offloaded(*tensors: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return mixed(*tensors)
+
+    check_equal(offloaded, plainly, inputs())
+
+
+def test_one_inside_another() -> None:
+    def use(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return recompute(lambda scores: [scores.square()], torch.matmul, (query @ key.mT,), (value,))
+
+    def use_plainly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.mT).square() @ value
+
+    check_equal(partial(mixed, use=use), partial(plainly, use=use_plainly), inputs())
+    assert kept_by(partial(mixed, use=use), inputs()) == 2 * 9 * 9, "scores, and no squares"
+
+
+def test_relu2_keeps_one_number_for_each_pair() -> None:
+    query, key, value = (torch.randn(2, 40, 8, requires_grad=True) for _ in range(3))
+    assert kept_by(lambda *x: attention(*x, None, "relu2"), [query, key, value]) == 2 * 40 * 40
+
+
+def test_what_is_small_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = inputs()
+    monkeypatch.setattr("heatssl.ops.recomputation._WORTH", 2 * 9 * 4 + 2 * 4 + 1)
+    assert kept_by(mixed, tensors) == kept_by(plainly, tensors)
+
+
+def test_transforms_and_graphs_get_plain_operations() -> None:
+    z, scale, value = (tensor.detach() for tensor in inputs(torch.float32))
+
+    def loss(compute: Loss, z: Tensor, value: Tensor) -> Tensor:
+        return compute(z, scale, value).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(partial(loss, mixed)))(z, value)
+    expected = torch.autograd.grad(loss(plainly, leaf := z.clone().requires_grad_(), value), leaf)[0]
+    torch.testing.assert_close(found, expected)
+    compiled = torch.compile(mixed, fullgraph=True, backend="aot_eager")
+    check_equal(compiled, plainly, inputs(torch.float32))
