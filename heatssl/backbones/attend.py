@@ -91,7 +91,7 @@ def weights_of_turned(query: Tensor, key: Tensor, where: Whereabouts) -> Tensor:
 
 
 def for_heads(where: Whereabouts) -> Whereabouts:
-    """The same for every head: rotations (T, B, n, s) -> (T, B, 1, n, s), and so on."""
+    """The same for every head: rotations (T, B, n, s / 2, 2) -> (T, B, 1, n, s / 2, 2), and so on."""
     keys = where.keys
     return Whereabouts(
         _for_heads(where.query_rotation),
@@ -102,4 +102,4 @@ def for_heads(where: Whereabouts) -> Whereabouts:
 
 
 def _for_heads(rotation: Rotation) -> Rotation:
-    return Rotation(rotation.cos.unsqueeze(2), rotation.sin.unsqueeze(2), rotation.beyond.unsqueeze(2))
+    return Rotation(rotation.turns.unsqueeze(2), rotation.beyond.unsqueeze(2))

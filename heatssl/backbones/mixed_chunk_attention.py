@@ -42,7 +42,7 @@ class MixedChunkAttention(GatedUnit):
         if slots is None:
             attended = self.attend(mixed, z, where)
         else:
-            chunks, places = where.key_rotation.cos.shape[-3], where.key_rotation.cos.shape[-2]
+            chunks, places = where.key_rotation.turns.shape[-4], where.key_rotation.turns.shape[-3]
             mixed, z = into_chunks(mixed, slots, chunks, places), into_chunks(z, slots, chunks, places)
             attended = out_of_chunks(self.attend(mixed, z, where), slots, chunks, places)
         change = self.dropout(self.gated(gate, attended, own))

@@ -26,6 +26,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from heatssl.ops.surroundings import must_be_plain
+
 Kind = Literal["rope", "interpolated", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
 _MIXED_EXPONENT = 0.625  # b of kexue.fm 9706, between interpolated (0) and ntk (1)
 
@@ -63,15 +65,13 @@ class Rotation(NamedTuple):
     """What a forward pass needs to know of its tokens' places; computed once, used by every layer.
 
     Attributes:
-        cos, sin: of the angle of each channel, sin with the sign of its partner's part, see :func:`rotate`:
-            (T, ..., n, s). T is 1; with a window 4: inside it, queries after and queries before their key outside it,
-            keys outside it.
+        turns: cosine and sine of the angle of each pair of channels, (T, ..., n, s / 2, 2). T is 1; with a window 4:
+            inside it, queries after and queries before their key outside it, keys outside it.
         beyond: (2, ..., n, n) by axis, 1 where a query lies more than the window after its key, -1 where before, 0
             inside; without a window empty.
     """
 
-    cos: Tensor
-    sin: Tensor
+    turns: Tensor
     beyond: Tensor
 
 
@@ -128,8 +128,7 @@ class RotaryPositions(nn.Module):
             offset = axes[..., :, None] - axes[..., None, :]
             beyond = (offset > self.window).to(places.dtype) - (offset < -self.window).to(places.dtype)
         angles = (torch.stack(versions)[..., None] * self.frequencies).flatten(-2)
-        cos, sin = angles.cos(), angles.sin()
-        return Rotation(torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2), beyond)
+        return Rotation(torch.stack([angles.cos(), angles.sin()], dim=-1), beyond)
 
     def extra_repr(self) -> str:
         return f"{self.width}, {self.settings}, grid={(self.rows, self.columns)}"
@@ -151,21 +150,33 @@ def frequencies(number: int, settings: PositionSettings) -> Tensor:
 
 def scaled(rotation: Rotation, factor: Tensor) -> Rotation:
     """One that multiplies by a factor as it turns, broadcasting with (..., n, 1): no pass of its own."""
-    return Rotation(rotation.cos * factor, rotation.sin * factor, rotation.beyond)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of channels (0, 1), (2, 3), ... of x (..., n, s): (a, b) -> (a cos - b sin, b cos + a sin).
-
-    ``cos`` (c, c) and ``sin`` (-s, s) for each pair, as :class:`Rotation` has them: few operations, each on everything.
-    """
-    partners = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * cos.to(x.dtype), partners, sin.to(x.dtype))
+    return Rotation(rotation.turns * factor.unsqueeze(-1), rotation.beyond)
 
 
 def turn(x: Tensor, rotation: Rotation) -> Tensor:
-    """:func:`rotate` queries or keys (..., n, s) as far as they are turned without a window, and inside one."""
-    return rotate(x, rotation.cos[0], rotation.sin[0])
+    """Queries or keys (..., n, s) as they are turned without a window, and inside one."""
+    return rotate(x, rotation.turns[0])
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the pairs of channels (0, 1), (2, 3), ... of x (..., n, s): (a, b) -> (a cos - b sin, b cos + a sin).
+
+    With the turns (..., n, s / 2, 2) as complex numbers that is one product of float32, a quarter of what it takes
+    written out. Graphs and exports know no complex numbers.
+    """
+    if not torch.jit.is_scripting() and not must_be_plain():
+        return _rotate_complex(x, turns)
+    cos, sin = turns.to(x.dtype).unbind(-1)
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+
+
+@torch.jit.unused
+def _rotate_complex(x: Tensor, turns: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
+    turned = pairs * torch.view_as_complex(turns.to(wide))
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def scores_with_window(query: Tensor, key: Tensor, of_queries: Rotation, of_keys: Rotation) -> Tensor:
@@ -176,11 +187,10 @@ def scores_with_window(query: Tensor, key: Tensor, of_queries: Rotation, of_keys
     by_axis: list[Tensor] = []
     for axis in range(2):
         q, k = query.chunk(2, -1)[axis], key.chunk(2, -1)[axis]
-        qc, qs = of_queries.cos.chunk(2, -1)[axis], of_queries.sin.chunk(2, -1)[axis]
-        kc, ks = of_keys.cos.chunk(2, -1)[axis], of_keys.sin.chunk(2, -1)[axis]
-        far = rotate(k, kc[3], ks[3]).transpose(-2, -1)
-        after, before = rotate(q, qc[1], qs[1]) @ far, rotate(q, qc[2], qs[2]) @ far
-        near = rotate(q, qc[0], qs[0]) @ rotate(k, kc[0], ks[0]).transpose(-2, -1)
+        of_q, of_k = of_queries.turns.chunk(2, -2)[axis], of_keys.turns.chunk(2, -2)[axis]
+        far = rotate(k, of_k[3]).transpose(-2, -1)
+        after, before = rotate(q, of_q[1]) @ far, rotate(q, of_q[2]) @ far
+        near = rotate(q, of_q[0]) @ rotate(k, of_k[0]).transpose(-2, -1)
         beyond = of_keys.beyond[axis]
         by_axis.append(torch.where(beyond > 0, after, torch.where(beyond < 0, before, near)))
     return by_axis[0] + by_axis[1]

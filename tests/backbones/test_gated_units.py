@@ -14,7 +14,7 @@ from heatssl.backbones.flash import ChunkPlaces, chunk_size, rank_among_equals
 from heatssl.backbones.gated_attention_unit import GatedAttentionUnit
 from heatssl.backbones.mixed_chunk_attention import MixedChunkAttention
 from heatssl.backbones.normalisers import Normaliser, NormaliserSettings, number_of_keys
-from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, rotate, scaled
+from heatssl.backbones.positions import PositionSettings, RotaryPositions, Rotation, scaled, turn
 
 WIDTH, INNER, KEY = 12, 24, 8
 
@@ -62,7 +62,7 @@ def test_a_unit_is_its_formula(kind, bias, value_activation, mixed):
     )
     u, v, z = F.silu(u), F.silu(v) if value_activation == "silu" else v, F.silu(z)
     scale, offset = unit.query_key.scale, unit.query_key.offset if bias else torch.zeros(2, KEY)
-    q, k = (rotate(z * scale[i] + offset[i], rotation.cos[0], rotation.sin[0]) for i in range(2))
+    q, k = (turn(z * scale[i] + offset[i], rotation) for i in range(2))
     raw = torch.einsum("bis,bjs->bij", q, k)
     a = (
         raw.div(KEY**0.5).softmax(-1)
@@ -148,8 +148,7 @@ def test_chunk_attention_is_one_masked_matrix_over_all_pairs(kind, rows, columns
         u, v, z = F.silu(layer.enter(x)).split([INNER, INNER, KEY], -1)
         rotation = rotation_of(places)
         q, k, far_q, far_k = (
-            rotate(z * layer.query_key.scale[i] + layer.query_key.offset[i], rotation.cos[0], rotation.sin[0])
-            for i in range(4)
+            turn(z * layer.query_key.scale[i] + layer.query_key.offset[i], rotation) for i in range(4)
         )
         chunk = (places // 3) @ torch.tensor([10.0, 1.0])
         near = (chunk[:, :, None] == chunk[:, None, :]) & there[:, None, :]

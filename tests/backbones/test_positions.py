@@ -156,3 +156,20 @@ def test_positions_of_a_model_change_without_its_weights():
 def test_bad_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_as_complex_numbers_and_written_out_turns_are_the_same(dtype, monkeypatch):
+    """Of queries as they come, parts of a wider tensor, with their gradients: graphs have them written out."""
+    torch.manual_seed(0)
+    rotation = turned(PositionSettings(), grid(3, 4))
+    both, upstream = torch.randn(2, 12, 2, WIDTH).to(dtype).requires_grad_(), torch.randn(2, 12, WIDTH).to(dtype)
+    results = []
+    for plain in (False, True):
+        monkeypatch.setattr("heatssl.backbones.positions.must_be_plain", lambda plain=plain: plain)
+        out = turn(both.unbind(-2)[1], rotation)
+        assert out.dtype == dtype
+        results.append((out, *torch.autograd.grad(out, both, upstream)))
+    rounding = torch.finfo(dtype).eps if dtype != torch.float64 else 1e-7  # the turns are of float32
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=8 * rounding, rtol=8 * rounding)
