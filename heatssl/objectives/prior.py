@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from timm.layers import use_reentrant_ckpt
 from torch import Tensor, nn
 
 from heatssl import heat
@@ -128,7 +129,15 @@ class Prior(nn.Module):
         self._images: Tensor | None = None
 
     def begin(self, images: Tensor) -> None:
-        """From here on the layers are watched; the objective sees images (B, 3, S, S)."""
+        """From here on the layers are watched; the objective sees images (B, 3, S, S).
+
+        Raises:
+            UserError: under reentrant checkpointing, where what is watched has no gradient.
+        """
+        if getattr(self._backbone[0], "grad_checkpointing", False) and use_reentrant_ckpt():
+            raise UserError(
+                "a prior has no gradient under reentrant checkpointing: timm.layers.set_reentrant_ckpt(False)"
+            )
         self._images = images
         for watcher in self._watchers:
             watcher.seen = []

@@ -310,3 +310,13 @@ def test_what_is_no_law_of_one_field_is_refused(name):
 def test_a_boundary_that_no_law_has_is_refused_at_the_start():
     with pytest.raises(UserError, match="unknown boundary 'periodic'"):
         attach_prior(Supervised(vit(), 48), settings("laplace", boundary="periodic"))
+
+
+def test_reentrant_checkpointing_under_which_it_had_no_gradient_is_refused(monkeypatch):
+    objective, images = Supervised(vit(), 48), torch.randn(4, 3, 32, 32)
+    attach_prior(objective, settings("laplace", weight=0.5))
+    monkeypatch.setattr("timm.layers.config._USE_REENTRANT_CKPT", True)
+    objective(images)
+    objective.backbone.set_grad_checkpointing(True)
+    with pytest.raises(UserError, match="reentrant checkpointing"):
+        objective(images)
