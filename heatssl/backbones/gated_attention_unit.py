@@ -113,11 +113,15 @@ class GatedUnit(nn.Module):
     @torch.jit.unused
     def leaves_by_product(self) -> bool:
         """Whether the last layer is its product and no more."""
-        return _is_untouched(self.leave, nn.Linear)
+        return is_untouched(self.leave, nn.Linear)
 
     def gate_value_z(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """U and Z before their SiLU, and V: tokens (B, n, d) -> (B, n, e), (B, n, e), (B, n, s)."""
-        gate, value, z = self.enter(x).split(self.widths, dim=-1)
+        return self.apart_as_entered(self.enter(x))
+
+    def apart_as_entered(self, entered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`gate_value_z` of what the first layer gives."""
+        gate, value, z = entered.split(self.widths, dim=-1)
         return gate, value if self.values_are_linear else F.silu(value), z
 
     def attend(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
@@ -137,7 +141,7 @@ class GatedUnit(nn.Module):
     @torch.jit.unused
     def makes_queries_by_function(self) -> bool:
         """Whether queries and keys are what :func:`affine` makes and no more."""
-        return _is_untouched(self.query_key, ScaleOffset)
+        return is_untouched(self.query_key, ScaleOffset)
 
     @torch.jit.unused
     def attend_again(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
@@ -168,7 +172,7 @@ class GatedAttentionUnit(GatedUnit):
         return mixed(maps[0], maps[1], value, where)
 
 
-def _is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether nobody replaced a module or listens to it, so that its function can be called in its place."""
     listeners = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return type(module) is kind and not any(listeners)

@@ -14,11 +14,13 @@ Across chunks queries and keys are turned by their places alone, before they mee
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from heatssl.backbones.attend import Whereabouts, mixed, turned, weights_of_turned
-from heatssl.backbones.gated_attention_unit import GatedUnit
+from heatssl.backbones.gated_attention_unit import GatedUnit, is_untouched
 from heatssl.backbones.positions import turn
+from heatssl.ops import recompute
 
 
 class MixedChunkAttention(GatedUnit):
@@ -34,9 +36,7 @@ class MixedChunkAttention(GatedUnit):
     def forward(self, x: Tensor, where: Whereabouts) -> Tensor:
         """See :meth:`GatedUnit.forward`."""
         tiles = where.tiles
-        if tiles is not None:
-            x = into_tiles(x, tiles)
-        gate, value, z = self.gate_value_z(x)
+        gate, value, z = self.apart_as_entered(self.enter(x) if tiles is None else self.enter_in_tiles(x, tiles))
         mixed, own = value.split(self.apart, dim=-1)
         slots = where.slots
         if slots is None:
@@ -47,6 +47,22 @@ class MixedChunkAttention(GatedUnit):
             attended = out_of_chunks(self.attend(mixed, z, where), slots, chunks, places)
         change = self.dropout(self.gated(gate, attended, own))
         return change if tiles is None else out_of_tiles(change, tiles)
+
+    def enter_in_tiles(self, x: Tensor, tiles: tuple[int, int, int, int]) -> Tensor:
+        """The first layer of tokens in tiles, (B, n, d) -> (B, G, m, ...), which are cut again in the backward pass."""
+        if not torch.jit.is_scripting() and self.enters_by_product():
+            return self.enter_in_tiles_again(x, tiles)
+        entered: Tensor = self.enter(into_tiles(x, tiles))
+        return entered
+
+    @torch.jit.unused
+    def enters_by_product(self) -> bool:
+        """Whether the first layer is its product and no more."""
+        return is_untouched(self.enter, nn.Linear)
+
+    @torch.jit.unused
+    def enter_in_tiles_again(self, x: Tensor, tiles: tuple[int, int, int, int]) -> Tensor:
+        return recompute(lambda x: [into_tiles(x, tiles)], F.linear, (x,), tuple(self.enter.parameters()))
 
     def turn(self, maps: Tensor, where: Whereabouts) -> list[Tensor]:
         """See :meth:`GatedUnit.turn`: those near, and those far, over the root of the number of tokens each."""
