@@ -153,7 +153,7 @@ def compare_memory(settings: argparse.Namespace) -> Path:
 
     Three images are told to keep what each image of a large batch does.
     """
-    recomputation._WORTH = 0
+    recomputation._WORTH["cpu"] = 0
     rows = []
     for tokens, name in itertools.product(settings.tokens or [196], settings.models):
         side = math.isqrt(tokens) * PATCH

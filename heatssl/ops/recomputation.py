@@ -15,9 +15,9 @@ from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 
 from heatssl.ops.surroundings import must_be_plain
 
-# Numbers of inputs from which what is kept weighs more than the steps that make it again take to launch, a third of a
-# millisecond: a batch of 8,192 tokens of 128 channels.
-_WORTH = 2**20
+# Numbers of inputs from which what is kept weighs more than the third of a millisecond that it takes to set this up:
+# a batch of 8,192 tokens of 128 channels, and on a GPU, which would wait for it, 32,768.
+_WORTH = {"cpu": 2**20, "cuda": 2**22}
 Make = Callable[..., Sequence[Tensor]]
 Use = Callable[..., Tensor]
 
@@ -33,8 +33,8 @@ def recompute(make: Make, use: Use, inputs: Sequence[Tensor], others: Sequence[T
         others: of ``use``, behind what was made.
     """
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *others))
-    is_worth = needs_gradient and sum(tensor.numel() for tensor in inputs) >= _WORTH
-    if must_be_plain() or not is_worth:
+    numbers = sum(tensor.numel() for tensor in inputs)
+    if must_be_plain() or not needs_gradient or numbers < _WORTH.get(inputs[0].device.type, _WORTH["cuda"]):
         return use(*make(*inputs), *others)
     output: Tensor = _Recompute.apply(make, use, len(inputs), *inputs, *others)
     return output

@@ -56,7 +56,7 @@ def test_models_compute_the_same_with_less_kept(model: nn.Module, shown: str, mo
     model.set_grad_checkpointing(shown == "checkpointed")
     results = []
     for worth in (2**60, 0):
-        monkeypatch.setattr(recomputation, "_WORTH", worth)
+        monkeypatch.setitem(recomputation._WORTH, "cpu", worth)
         with torch.autocast("cpu", torch.bfloat16, enabled=shown == "autocast"):
             results.append(list(gradients(model, *inputs)))
     assert len(results[0]) == len(results[1]) > 10
@@ -94,7 +94,7 @@ def kept_of_a_token(block: nn.Module, inputs: tuple) -> float:
 def test_a_unit_keeps_what_it_was_given_and_little_else(
     kind: str, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recomputation, "_WORTH", 0)
+    monkeypatch.setitem(recomputation._WORTH, "cpu", 0)
     model, seen = create(kind), []
     model.blocks[1].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs))
     model(torch.randn(2, 3, 48, 48))
@@ -106,7 +106,7 @@ def test_a_unit_keeps_what_it_was_given_and_little_else(
 
 def test_in_torchs_fused_attention_a_rotation_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a block of RoFormerV2: queries, keys and values as they enter, what was found twice, and the logarithms."""
-    monkeypatch.setattr(recomputation, "_WORTH", 0)
+    monkeypatch.setitem(recomputation._WORTH, "cpu", 0)
     model, seen = create("roformer_v2"), []
     attention = model.blocks[1].attention.layer
     attention.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs))
@@ -121,7 +121,7 @@ def test_in_torchs_fused_attention_a_rotation_is_not_kept(monkeypatch: pytest.Mo
 def test_what_makes_queries_and_keys_is_called_where_somebody_listens(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recomputation, "_WORTH", 0)
+    monkeypatch.setitem(recomputation._WORTH, "cpu", 0)
     model, images, seen = create(kind), torch.randn(2, 3, 48, 48), []
     alone = model(images)
     maps = model.blocks[0].layer.query_key

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from heatssl.ops import attention, recompute
+from heatssl.ops import attention, recomputation, recompute
 
 Loss = Callable[..., Tensor]
 
@@ -17,7 +17,7 @@ Loss = Callable[..., Tensor]
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small."""
-    monkeypatch.setattr("heatssl.ops.recomputation._WORTH", 0)
+    monkeypatch.setitem(recomputation._WORTH, "cpu", 0)
 
 
 def queries_and_keys(z: Tensor, scale: Tensor) -> list[Tensor]:
@@ -139,7 +139,7 @@ def test_relu2_keeps_one_number_for_each_pair() -> None:
 
 def test_what_is_small_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = inputs()
-    monkeypatch.setattr("heatssl.ops.recomputation._WORTH", 2 * 9 * 4 + 2 * 4 + 1)
+    monkeypatch.setitem(recomputation._WORTH, "cpu", 2 * 9 * 4 + 2 * 4 + 1)
     assert kept_by(mixed, tensors) == kept_by(plainly, tensors)
 
 
