@@ -65,7 +65,7 @@ def attention(
             return attended if gate is None else gate * attended
     scores = query @ key.transpose(-2, -1)  # not mT, which not every ONNX exporter knows
     if activation == "relu2" and not torch.jit.is_scripting():
-        attended = _mix_by_squares(torch.relu(scores), value, valid)
+        attended = _mix_by_squares(scores.relu_(), value, valid)  # in place: nobody else has seen them
     else:
         attended = attention_weights(scores, activation, valid) @ value
     return attended if gate is None else gate * attended
