@@ -43,7 +43,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Ten
     if not torch.jit.is_scripting():
         return _attend(query, key, value, where)
     query, key = turned(query, key, where)
-    return mixed(query, key, value, where)
+    return attend_turned(query, key, value, where)
 
 
 @torch.jit.unused
@@ -55,7 +55,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Te
         return [each.to(narrow) for each in turned(query, key, where)]
 
     def use(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return mixed(query, key, value, where)
+        return attend_turned(query, key, value, where)
 
     return recompute(make, use, (query, key), (value,))
 
@@ -68,7 +68,7 @@ def turned(query: Tensor, key: Tensor, where: Whereabouts) -> tuple[Tensor, Tens
     return turn(query, of_queries), turn(key, of_keys)
 
 
-def mixed(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
+def attend_turned(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
     """:func:`attend` for what :func:`turned` gives. With a window each pair has three scores: no fused attention."""
     if where.key_rotation.beyond.numel() > 0:
         return weights_of_turned(query, key, where) @ value

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from heatssl.backbones.attend import Whereabouts, mixed, turned
+from heatssl.backbones.attend import Whereabouts, attend_turned, turned
 from heatssl.ops import gated_linear, recompute, silu_product
 from heatssl.ops.surroundings import autocast_type
 
@@ -169,7 +169,7 @@ class GatedAttentionUnit(GatedUnit):
 
     def mix(self, maps: list[Tensor], value: Tensor, where: Whereabouts) -> Tensor:
         """See :meth:`GatedUnit.mix`."""
-        return mixed(maps[0], maps[1], value, where)
+        return attend_turned(maps[0], maps[1], value, where)
 
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.backbones.attend import Whereabouts, mixed, turned, weights_of_turned
+from heatssl.backbones.attend import Whereabouts, attend_turned, turned, weights_of_turned
 from heatssl.backbones.gated_attention_unit import GatedUnit, is_untouched
 from heatssl.backbones.positions import turn
 from heatssl.ops import recompute
@@ -82,7 +82,7 @@ class MixedChunkAttention(GatedUnit):
         # One sum over all chunks, in which values are zero where a place is empty.
         memory = far_key.flatten(1, 2).transpose(-2, -1) @ value.flatten(1, 2)  # B s m
         far = far_query.flatten(1, 2) @ memory
-        return mixed(query, key, value, where) + far.view(value.shape)
+        return attend_turned(query, key, value, where) + far.view(value.shape)
 
 
 def into_tiles(x: Tensor, tiles: tuple[int, int, int, int]) -> Tensor:
