@@ -1,5 +1,6 @@
 """Attention at rotary positions, as every kind of block has it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,10 +50,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Ten
 @torch.jit.unused
 def _attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
     """:func:`attend` that turns queries and keys again in the backward pass."""
-    narrow = autocast_type(query) or query.dtype
+    narrow = type_of_turned(query, where)
 
     def make(query: Tensor, key: Tensor) -> list[Tensor]:
-        return [each.to(narrow) for each in turned(query, key, where)]
+        return as_type(turned(query, key, where), narrow)
 
     def use(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend_turned(query, key, value, where)
@@ -66,6 +67,16 @@ def turned(query: Tensor, key: Tensor, where: Whereabouts) -> tuple[Tensor, Tens
     if of_keys.beyond.numel() > 0:
         return query, key
     return turn(query, of_queries), turn(key, of_keys)
+
+
+def type_of_turned(made_of: Tensor, where: Whereabouts) -> torch.dtype | None:
+    """What attention will ask :func:`turned` for under autocast; None: what is not turned yet stays as it is."""
+    return None if where.key_rotation.beyond.numel() > 0 else autocast_type(made_of)
+
+
+def as_type(maps: Sequence[Tensor], narrow: torch.dtype | None) -> list[Tensor]:
+    """In the type of :func:`type_of_turned`."""
+    return [each if narrow is None else each.to(narrow) for each in maps]
 
 
 def attend_turned(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:

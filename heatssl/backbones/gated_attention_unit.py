@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from heatssl.backbones.attend import Whereabouts, attend_turned, turned
+from heatssl.backbones.attend import Whereabouts, as_type, attend_turned, turned, type_of_turned
 from heatssl.ops import gated_linear, recompute, silu_product
-from heatssl.ops.surroundings import autocast_type
 
 ValueActivation = Literal["silu", "none"]
 
@@ -146,10 +145,10 @@ class GatedUnit(nn.Module):
     @torch.jit.unused
     def attend_again(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """:meth:`attend` that makes queries and keys again in the backward pass."""
-        narrow = autocast_type(z) or z.dtype
+        narrow = type_of_turned(z, where)
 
         def make(z: Tensor, scale: Tensor, *offset: Tensor) -> list[Tensor]:
-            return [each.to(narrow) for each in self.turn(affine(z, scale, *offset or [None]), where)]
+            return as_type(self.turn(affine(z, scale, *offset or [None]), where), narrow)
 
         def use(*given: Tensor) -> Tensor:
             return self.mix(list(given[:-1]), given[-1], where)

@@ -117,16 +117,20 @@ def test_in_torchs_fused_attention_a_rotation_is_not_kept(monkeypatch: pytest.Mo
     assert 48 + 3 * 48 + 48 <= found < 48 + 3 * 48 + 2 * 48 + 4
 
 
-@pytest.mark.parametrize("kind", ["gau", "flash in tiles"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["gau", "gau with a window", "flash in tiles"])
 def test_what_makes_queries_and_keys_is_called_where_somebody_listens(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And gives what the function gives, to the last bit: nothing is rounded that was not."""
     monkeypatch.setitem(recomputation._WORTH, "cpu", 0)
     model, images, seen = create(kind), torch.randn(2, 3, 48, 48), []
-    alone = model(images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        alone = model(images)
     maps = model.blocks[0].layer.query_key
     handle = maps.register_forward_hook(lambda _maps, inputs, _output: seen.append(inputs[0]))
-    torch.testing.assert_close(model(images), alone)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(model(images), alone)
     assert len(seen) == 1
     handle.remove()
     model.blocks[0].layer.query_key = nn.Sequential(maps, nn.Dropout(1.0))
