@@ -32,7 +32,11 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def create(kind: str) -> nn.Module:
     torch.manual_seed(0)
     name, own = MODELS[kind]
-    return timm.create_model(name, **{key: value for key, value in (SIZES | own).items() if value is not None})
+    model = timm.create_model(name, **{key: value for key, value in (SIZES | own).items() if value is not None})
+    for name, parameter in model.named_parameters():
+        if "query_key" in name:
+            nn.init.normal_(parameter)  # at ones, where it begins, nothing is rounded
+    return model
 
 
 def gradients(model: nn.Module, *inputs: torch.Tensor) -> Iterator[torch.Tensor]:
