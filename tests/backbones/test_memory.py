@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import heatssl  # noqa: F401 (registers the names)
 from heatssl.ops import recomputation
 
-SIZES = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_classes": 0, "qkv_bias": None}
+SIZES = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_classes": 0}
 MODELS = {
     "gau": ("gau_tiny_patch16_224", {"key_width": 16}),
     "gau with offsets": ("gau_tiny_patch16_224", {"key_width": 16, "bias": True}),
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def create(kind: str) -> nn.Module:
     torch.manual_seed(0)
     name, own = MODELS[kind]
-    model = timm.create_model(name, **{key: value for key, value in (SIZES | own).items() if value is not None})
+    model = timm.create_model(name, **SIZES | own)
     for name, parameter in model.named_parameters():
         if "query_key" in name:
             nn.init.normal_(parameter)  # at ones, where it begins, nothing is rounded
