@@ -46,7 +46,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, make: Make, use: Use, number: int, *tensors: Tensor) -> Tensor:
         made = make(*tensors[:number])
-        kept = _Kept(made)
+        kept = _Kept(made, tensors)
         with torch.enable_grad(), saved_tensors_hooks(kept.pack, kept.unpack):
             anchor = torch.ones((), requires_grad=True)
             starts = [_Start.apply(tensor, anchor) for tensor in (*made, *tensors[number:])]
@@ -67,7 +67,7 @@ class _Recompute(torch.autograd.Function):
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needed, strict=True)]
             made = ctx.make(*inputs[:number])
-        kept.made, kept.tensors = made, saved[len(needed) :]
+        kept.made, kept.tensors = made, list(saved[len(needed) :])
         found = torch.autograd.grad([ctx.end], ctx.starts, [upstream], retain_graph=True, allow_unused=True)
         kept.tensors, kept.made = [], []
         by_inputs = _gradients(made, inputs[:number], found[: len(made)], needed[:number])
@@ -87,17 +87,23 @@ class _Start(torch.autograd.Function):
 
 
 class _Kept:
-    """What ``use`` keeps, as numbers in the place of tensors: views of what was made, or tensors of a list."""
+    """What ``use`` keeps, as numbers in the place of tensors: views of what was made, or tensors of a list.
 
-    def __init__(self, made: Sequence[Tensor]) -> None:
+    What was made is found by its memory. Where that is memory of what was ``given``, whoever moves the node's tensors
+    may part what lies in it: it is kept as it is, for nothing.
+    """
+
+    def __init__(self, made: Sequence[Tensor], given: Sequence[Tensor]) -> None:
         self.made = made
-        self.tensors: Sequence[Tensor] = []
-        self._places = {tensor.untyped_storage().data_ptr(): index for index, tensor in enumerate(made)}
+        self.tensors: list[Tensor] = []
+        theirs = {tensor.untyped_storage().data_ptr() for tensor in given}
+        addresses = (tensor.untyped_storage().data_ptr() for tensor in made)
+        self._places = {address: index for index, address in enumerate(addresses) if address not in theirs}
 
     def pack(self, tensor: Tensor) -> tuple[int, Any]:
         index = self._places.get(tensor.untyped_storage().data_ptr())
         if index is None:
-            self.tensors = [*self.tensors, tensor]
+            self.tensors.append(tensor)
             return len(self.tensors) - 1, None
         offset = tensor.storage_offset() - self.made[index].storage_offset()
         return index, (tensor.size(), tensor.stride(), offset)

@@ -121,6 +121,21 @@ def test_what_is_kept_can_be_moved_by_hooks() -> None:
     check_equal(offloaded, plainly, inputs())
 
 
+def test_what_is_made_may_be_a_part_of_what_was_given() -> None:
+    """Queries, keys and values of one tensor, where nothing turns them: moved one by one they lie apart."""
+
+    def parts(together: Tensor) -> tuple[Tensor, ...]:
+        return together.unflatten(-1, (3, 4)).unbind(-2)
+
+    def offloaded(together: Tensor) -> Tensor:
+        query, key, value = parts(together)
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor):
+            return recompute(lambda *given: given, written_out, (query, key), (value,))
+
+    together = torch.randn(2, 9, 12, dtype=torch.float64, requires_grad=True)
+    check_equal(offloaded, lambda together: written_out(*parts(together)), [together])
+
+
 def test_one_inside_another() -> None:
     def use(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return recompute(lambda scores: [scores.square()], torch.matmul, (query @ key.mT,), (value,))
