@@ -1,6 +1,6 @@
 """Attention at rotary positions, as every kind of block has it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,15 +50,34 @@ def attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Ten
 @torch.jit.unused
 def _attend(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:
     """:func:`attend` that turns queries and keys again in the backward pass."""
-    narrow = type_of_turned(query, where)
 
-    def make(query: Tensor, key: Tensor) -> list[Tensor]:
-        return as_type(turned(query, key, where), narrow)
+    def make(query: Tensor, key: Tensor) -> Sequence[Tensor]:
+        return turned(query, key, where)
 
     def use(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend_turned(query, key, value, where)
 
-    return recompute(make, use, (query, key), (value,))
+    return turning_again(make, use, (query, key), value, where)
+
+
+def turning_again(
+    make: Callable[..., Sequence[Tensor]],
+    use: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    value: Tensor,
+    where: Whereabouts,
+) -> Tensor:
+    """``use(*make(*inputs), value)``, of queries and keys at their places that are made again in the backward pass.
+
+    Under autocast they are made in its type, as attention would ask for, but where a window has yet to turn them.
+    """
+    narrow = None if where.key_rotation.beyond.numel() > 0 else autocast_type(value)
+
+    def narrowed(*given: Tensor) -> Sequence[Tensor]:
+        made = make(*given)
+        return made if narrow is None else [each.to(narrow) for each in made]
+
+    return recompute(narrowed, use, inputs, (value,))
 
 
 def turned(query: Tensor, key: Tensor, where: Whereabouts) -> tuple[Tensor, Tensor]:
@@ -67,16 +86,6 @@ def turned(query: Tensor, key: Tensor, where: Whereabouts) -> tuple[Tensor, Tens
     if of_keys.beyond.numel() > 0:
         return query, key
     return turn(query, of_queries), turn(key, of_keys)
-
-
-def type_of_turned(made_of: Tensor, where: Whereabouts) -> torch.dtype | None:
-    """What attention will ask :func:`turned` for under autocast; None: what is not turned yet stays as it is."""
-    return None if where.key_rotation.beyond.numel() > 0 else autocast_type(made_of)
-
-
-def as_type(maps: Sequence[Tensor], narrow: torch.dtype | None) -> list[Tensor]:
-    """In the type of :func:`type_of_turned`."""
-    return [each if narrow is None else each.to(narrow) for each in maps]
 
 
 def attend_turned(query: Tensor, key: Tensor, value: Tensor, where: Whereabouts) -> Tensor:

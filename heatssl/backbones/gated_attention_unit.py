@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from heatssl.backbones.attend import Whereabouts, as_type, attend_turned, turned, type_of_turned
-from heatssl.ops import gated_linear, recompute, silu_product
+from heatssl.backbones.attend import Whereabouts, attend_turned, turned, turning_again
+from heatssl.ops import gated_linear, silu_product
 
 ValueActivation = Literal["silu", "none"]
 
@@ -145,15 +145,14 @@ class GatedUnit(nn.Module):
     @torch.jit.unused
     def attend_again(self, value: Tensor, z: Tensor, where: Whereabouts) -> Tensor:
         """:meth:`attend` that makes queries and keys again in the backward pass."""
-        narrow = type_of_turned(z, where)
 
         def make(z: Tensor, scale: Tensor, *offset: Tensor) -> list[Tensor]:
-            return as_type(self.turn(affine(z, scale, *offset or [None]), where), narrow)
+            return self.turn(affine(z, scale, *offset or [None]), where)
 
         def use(*given: Tensor) -> Tensor:
             return self.mix(list(given[:-1]), given[-1], where)
 
-        return recompute(make, use, (z, *self.query_key.parameters()), (value,))
+        return turning_again(make, use, (z, *self.query_key.parameters()), value, where)
 
 
 class GatedAttentionUnit(GatedUnit):

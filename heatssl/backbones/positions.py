@@ -161,7 +161,7 @@ def turn(x: Tensor, rotation: Rotation) -> Tensor:
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the pairs of channels (0, 1), (2, 3), ... of x (..., n, s): (a, b) -> (a cos - b sin, b cos + a sin).
 
-    With the turns (..., n, s / 2, 2) as complex numbers that is one product of float32, a quarter of what it takes
+    With the turns (..., n, s / 2, 2) as complex numbers that is one product of float32, a third of what it takes
     written out. Graphs and exports know no complex numbers.
     """
     if not torch.jit.is_scripting() and not must_be_plain():
