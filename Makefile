@@ -1,7 +1,7 @@
 # Everything runs in .venv, made by the first command that needs it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives bench-throughput bench-backbones bench-eval bench-attribution docs clean
+.PHONY: help setup demo test test-all lint type bench bench-ops bench-objectives bench-throughput bench-backbones bench-eval bench-attribution bench-gpu docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,15 @@ bench-eval: $(VENV)/.installed-dev ## the linear probe beside scikit-learn's on 
 
 bench-attribution: $(VENV)/.installed-dev ## heatmaps beside pytorch-grad-cam and captum, one thread: about 7 minutes
 	$(BIN)/python benchmarks/attribution.py
+
+bench-gpu: $(VENV)/.installed-dev ## all that needs a GPU: kernels, backbones to 16,384 tokens, and with DATA=imagenette96.tar Benchmark B
+	@$(BIN)/python -c "import torch; torch.cuda.is_available() or exit('bench-gpu needs a CUDA device; torch sees none')"
+	$(RUN) pytest tests/ops -k on_a_gpu
+	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/backbones.py
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/throughput.py
+	$(if $(DATA),$(BIN)/python benchmarks/objectives.py --accelerator gpu --final --data imagenette --root $(DATA))
 
 docs: $(VENV)/.installed-dev ## check that links and shell blocks of README and docs fit the code
 	$(BIN)/python tools/check_docs.py
