@@ -62,7 +62,7 @@ class TrainerConfig:
     devices: int = 1  # per node; a step sees batch_size * devices * nodes images
     nodes: int = 1
     # changes only the speed
-    accelerator: str = "auto"  # auto, cpu or gpu
+    accelerator: str = "auto"  # auto, cpu, gpu, cuda or mps
     compile: bool = False  # torch.compile on the backbone
     # bookkeeping
     log_every: int = 20  # steps between two lines of metrics.jsonl
@@ -70,7 +70,7 @@ class TrainerConfig:
     keep_every: int = 0  # steps between two backbones that stay, to see how features form, see attribute; 0: none stays
     knn_every: int = 500  # steps between two online kNN evaluations; 0 turns them off
     knn_train_size: int = 2000  # images of train in the bank of the online kNN
-    knn_val_size: int = 500  # images held out of train that are classified by the online kNN: val stays untouched
+    knn_val_size: int = 500  # other images of train, classified by the online kNN: val stays untouched
     tensorboard: bool = False
 
 

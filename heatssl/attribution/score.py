@@ -207,7 +207,8 @@ def choose_scores(names: Sequence[str], masks: bool) -> list[str]:
         raise UserError(f"scores=[all] names all of them, and {others} once more: leave out one or the other")
     for name in names:
         if name not in SCORES:
-            raise UserError(f"unknown score {name!r}{did_you_mean(name, SCORES)} There are all, {', '.join(SCORES)}")
+            hint = did_you_mean(name, SCORES) or ":"
+            raise UserError(f"unknown score {name!r}{hint} choose all, or some of {', '.join(SCORES)}")
         if name not in able:
             raise UserError(f"the score {name} needs masks of objects: take data that has them, or another score")
     return [name for name in able if name in names]

@@ -85,9 +85,10 @@ def linear_segmentation(
     ) as bar:
 
         def train(rows: Tensor, rate: float) -> nn.Module:
-            torch.manual_seed(seed)
-            head = _LinearHead(mean, std, classes).to(device)
-            _train(head, train_maps, train_masks, rows, rate, epochs, device, bar)
+            with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
+                torch.manual_seed(seed)
+                head = _LinearHead(mean, std, classes).to(device)
+                _train(head, train_maps, train_masks, rows, rate, epochs, device, bar)
             return head
 
         quality = [

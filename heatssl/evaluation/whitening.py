@@ -29,7 +29,7 @@ class Whitening(nn.Module):
         check_shrinkage(shrinkage)
         super().__init__()
         mean, std = moments(sample)
-        matrix = torch.eye(len(mean), dtype=torch.float64)
+        matrix = torch.eye(len(mean), dtype=torch.float64, device=mean.device)
         if shrinkage < 1:
             strengths, directions = torch.linalg.eigh(_correlations(sample, mean, std))
             shrunk = (1 - shrinkage) * strengths.clamp_min(0) + shrinkage
@@ -62,7 +62,7 @@ def preparation(shrinkage: float | None) -> str:
 
 def _correlations(maps: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     positions = maps[0, 0].numel()
-    found = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    found = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
     for chunk in maps.split(max(1, ROWS // positions)):
         rows = (as_rows(chunk) - mean) / std
         found += rows.T @ rows / (len(maps) * positions)

@@ -22,15 +22,21 @@ _STENCILS: dict[str, list[list[float]]] = {
 }
 
 
-def laplacian_stencil(stencil: Stencil) -> Tensor:
-    """Weights (3, 3), float64, of the discrete Laplacian at unit spacing.
+def laplacian_stencil(stencil: Stencil, spacing: float = 1.0) -> Tensor:
+    """Weights (3, 3), float64, of the discrete Laplacian.
+
+    Args:
+        stencil: ``5pt`` or the isotropic ``9pt``.
+        spacing: distance h between neighbouring positions, in the unit in which derivatives are wanted.
 
     Raises:
-        ValueError: on an unknown name.
+        ValueError: on an unknown stencil, or a spacing that is not positive.
     """
+    if not spacing > 0:
+        raise ValueError(f"spacing must be positive, not {spacing}")
     if stencil not in _STENCILS:
         raise ValueError(f"unknown stencil {stencil!r}: choose one of {', '.join(get_args(Stencil))}")
-    return torch.tensor(_STENCILS[stencil], dtype=torch.float64)
+    return torch.tensor(_STENCILS[stencil], dtype=torch.float64) / spacing**2
 
 
 def laplacian(z: Tensor, stencil: Stencil = "5pt", boundary: Boundary = "interior", spacing: float = 1.0) -> Tensor:
@@ -44,8 +50,11 @@ def laplacian(z: Tensor, stencil: Stencil = "5pt", boundary: Boundary = "interio
 
     Returns:
         (B, C, H-2, W-2) for ``interior``, else (B, C, H, W).
+
+    Raises:
+        ValueError: on an unknown stencil or boundary, or a spacing that is not positive.
     """
-    return depthwise_stencil(z, laplacian_stencil(stencil) / spacing**2, boundary)
+    return depthwise_stencil(z, laplacian_stencil(stencil, spacing), boundary)
 
 
 class Laplace(Law):
@@ -62,10 +71,8 @@ class Laplace(Law):
 
     def __init__(self, stencil: Stencil = "5pt", boundary: Boundary = "interior", spacing: float = 1.0) -> None:
         super().__init__()
-        laplacian_stencil(stencil)
+        laplacian_stencil(stencil, spacing)
         check_boundary(boundary)
-        if spacing <= 0:
-            raise ValueError(f"spacing must be positive, not {spacing}")
         self.stencil: Stencil = stencil
         self.boundary: Boundary = boundary
         self.spacing = spacing
@@ -82,7 +89,7 @@ class Laplace(Law):
         # Tokens less their class token are a view with gaps, which only a copy makes fit for the fused loss.
         if z.ndim == 4:
             z = z.contiguous(memory_format=torch.channels_last if z.stride(1) == 1 else torch.contiguous_format)
-        return residual_loss(z, laplacian_stencil(self.stencil) / self.spacing**2, self.boundary)
+        return residual_loss(z, laplacian_stencil(self.stencil, self.spacing), self.boundary)
 
     def extra_repr(self) -> str:
         return f"stencil={self.stencil}, boundary={self.boundary}, spacing={self.spacing}"

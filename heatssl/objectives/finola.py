@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from heatssl.heat import NormLinear
 from heatssl.objectives.quarter import Quarter
+from heatssl.objectives.targets import Target
 from heatssl.ops import by_corner
 
 Growth = Literal["block", "element"]
@@ -51,7 +52,7 @@ class Finola(Quarter):
         projector_depth: int = 1,
         decoder_width: int = 128,
         decoder_depth: int = 1,
-        target: Literal["normalised", "plain"] = "normalised",
+        target: Target = "normalised",
         visible_weight: float = 0.0,
     ) -> None:
         if growth not in ("block", "element"):

@@ -32,12 +32,11 @@ from heatssl.heat import (
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.masks import random_blocks, random_cells, random_parts, random_scales
 from heatssl.objectives.objective import Objective, Outputs, Story
-from heatssl.objectives.painting import RestLaw, RestPainter, painter, places
-from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
+from heatssl.objectives.painting import RestLaw, RestPainter, centred_positions, painter
+from heatssl.objectives.targets import Target, as_images, as_target, check_target, from_rows, rows, to_pixels
 
 Mask = Literal["random", "block", "blocks", "scales"]
 Flow = Literal["kernel", "steady", "correlated"]
-Target = Literal["normalised", "plain"]
 BLOCK_SIDE = 2  # patches, of each of several blocks
 LARGEST_ANGLE = 0.9 * math.pi  # at pi the law is a wave equation, and nothing comes to rest
 FROM_REST = (
@@ -77,7 +76,11 @@ class HeatCompletion(Objective):
         "What heat fills in",
         "The encoder saw only the visible patches. Heat flowed from them to the hidden ones, and a small painter made "
         "pixels of it.",
-        {"visible": "visible patches", "reconstruction": "filled in by heat"},
+        {
+            "visible": "visible patches",
+            "reconstruction": "filled in by heat",
+            "law_residual": "residual of heat at rest",
+        },
     )
 
     def __init__(
@@ -100,7 +103,8 @@ class HeatCompletion(Objective):
     ) -> None:
         super().__init__()
         check_encodes_patches(backbone, "heat_completion")
-        for name, value, known in (("mask", mask, Mask), ("flow", flow, Flow), ("target", target, Target)):
+        check_target(target)
+        for name, value, known in (("mask", mask, Mask), ("flow", flow, Flow)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
         grid = geometry(backbone, image_size)
@@ -128,7 +132,7 @@ class HeatCompletion(Objective):
             raise ValueError(f"{channels} channels do not fall into two halves of {groups} groups")
         self.mask, self.parts = mask, parts
         self.flow = flow
-        self.target = target
+        self.target: Target = target
         self.backbone = backbone
         self.to_field = nn.Linear(grid.channels, channels)
         self.transport = Transport(channels) if transport else None
@@ -151,11 +155,7 @@ class HeatCompletion(Objective):
         tokens = encode_visible(self.backbone, images, visible)
         values = self.to_field(tokens)
         painted = self.painter(self.fill_in(values, visible, asked))
-        patches = patchify(images, self.patch)
-        if self.target == "normalised":
-            mean, std = patch_statistics(patches)
-            patches = (patches - mean) / std
-        patches = rows(patches)
+        patches = rows(as_target(images, self.patch, self.target))
         loss = (painted - torch.take_along_dim(patches, asked[..., None], dim=1)).square().mean()
         logs = {"loss/hidden": loss.detach()}
         if self.from_rest is not None:
@@ -181,7 +181,7 @@ class HeatCompletion(Objective):
 
     def fill_in(self, values: Tensor, visible: Tensor, asked: Tensor) -> Tensor:
         """The field at the patches asked for: values (B, n, C) at visible (B, n), asked (B, m) -> (B, m, C)."""
-        known, wanted = (places(index, self.grid) for index in (visible, asked))
+        known, wanted = (centred_positions(index, self.grid) for index in (visible, asked))
         if self.transport is None:
             return complete(values, self.weights(visible, asked))
         at_rest = complete(self.transport.to_rest(values, known), self.weights(visible, asked))
@@ -191,7 +191,7 @@ class HeatCompletion(Objective):
         """Share of each visible patch in each one asked for: (B, n), (B, m) -> (B, K, m, n)."""
         flow = self.log_flow.exp()
         if self.flow == "kernel":
-            return heat_kernel_weights(places(visible, self.grid), places(asked, self.grid), flow)
+            return heat_kernel_weights(centred_positions(visible, self.grid), centred_positions(asked, self.grid), flow)
         if self.raw_angle is not None:
             flow = torch.polar(flow, LARGEST_ANGLE * self.raw_angle.tanh())
         return harmonic_weights(visible, asked, self.grid, flow)
@@ -209,30 +209,26 @@ class HeatCompletion(Objective):
         """See :meth:`Objective.maps`; the residual is Laplace's, of the completed field in its frame of rest.
 
         ``from_rest`` is what the mean over the visible patches says of the whole picture.
-
-        With a normalised target the painter does not know a patch's mean and contrast; the true ones are put back
-        for viewing, as MAE's own figures do.
         """
         visible, _ = (index[: len(images)] for index in self.split(images))
         tokens = encode_visible(self.backbone, images, visible)
         values = self.to_field(tokens)
         everywhere = self.everywhere(images)
         filled = self.fill_in(values, visible, everywhere)
-        rest = filled if self.transport is None else self.transport.to_rest(filled, places(everywhere, self.grid))
+        rest = filled
+        if self.transport is not None:
+            rest = self.transport.to_rest(filled, centred_positions(everywhere, self.grid))
         pictures = {"reconstruction": self.painter(filled)}
         if self.from_rest is not None:
             pictures["from_rest"] = self.from_rest(tokens.mean(dim=1), everywhere)
-        mean, std = patch_statistics(patchify(images, self.patch)) if self.target == "normalised" else (0, 1)
-        mask = torch.zeros(len(images), self.positions, dtype=torch.bool, device=images.device).scatter(
-            1, visible, True
-        )
-        pixels = to_pixels(mask.unflatten(1, self.grid), self.patch)
-        field = rest.transpose(1, 2).unflatten(2, self.grid)
+        nothing = torch.zeros(len(images), self.positions, dtype=torch.bool, device=images.device)
+        pixels = to_pixels(nothing.scatter(1, visible, True).unflatten(1, self.grid), self.patch)
+        field = from_rows(rest, self.grid)
         return {
             "visible": images * pixels[:, None],
             "visible_mask": pixels,
             **{
-                name: unpatchify(patches.transpose(1, 2).unflatten(2, self.grid) * std + mean, self.patch)
+                name: as_images(from_rows(patches, self.grid), images, self.patch, self.target)
                 for name, patches in pictures.items()
             },
             "law_residual": laplacian(field, boundary="replicate").square().mean(dim=1),

@@ -31,7 +31,7 @@ from heatssl.heat import Transport, heat_semigroup
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.objective import Objective, Outputs, Story
-from heatssl.objectives.painting import from_rest, places
+from heatssl.objectives.painting import carry_rest, centred_positions
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.targets import rows, to_pixels
 from heatssl.objectives.views import recolour, view_settings
@@ -189,7 +189,7 @@ class HeatJEPA(Objective):
 
     def to_rest(self, values: Tensor, index: Tensor) -> Tensor:
         """Values (B, n, C) at patches (B, n) in the law's frame of rest, (B, n, C): without a law, as they are."""
-        return values if self.transport is None else self.transport.to_rest(values, places(index, self.grid))
+        return values if self.transport is None else self.transport.to_rest(values, centred_positions(index, self.grid))
 
     def distance_to_teacher(self, images: Tensor, at_rest: Tensor) -> Tensor:
         """Smooth L1 between what each quarter (4, B, C) says of the other three and what the teacher sees there."""
@@ -210,7 +210,7 @@ class HeatJEPA(Objective):
     def everywhere(self, at_rest: Tensor) -> Tensor:
         """What the heat at rest (B, C) says of every patch, (B, h w, C)."""
         patches = torch.arange(self.grid[0] * self.grid[1], device=at_rest.device).expand(len(at_rest), -1)
-        return from_rest(at_rest, patches, self.grid, self.transport)
+        return carry_rest(at_rest, patches, self.grid, self.transport)
 
     @torch.no_grad()
     def health(self, outputs: Outputs) -> dict[str, float]:

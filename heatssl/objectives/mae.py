@@ -12,16 +12,15 @@ Ours: any backbone that encodes single patches, with its own positions and its o
 class token; it takes patches in any order, so that nothing is put back in place before the loss.
 """
 
-from typing import Literal
-
 import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from heatssl.backbones import check_encodes_patches, encode_visible, geometry
+from heatssl.objectives.masks import random_parts
 from heatssl.objectives.objective import Objective, Outputs
-from heatssl.objectives.targets import patch_statistics, patchify, rows, to_pixels, unpatchify
+from heatssl.objectives.targets import Target, as_images, as_target, check_target, from_rows, rows, to_pixels
 
 
 class MAE(Objective):
@@ -48,12 +47,11 @@ class MAE(Objective):
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
-        target: Literal["normalised", "plain"] = "normalised",
+        target: Target = "normalised",
     ) -> None:
         super().__init__()
         check_encodes_patches(backbone, "mae")
-        if target not in ("normalised", "plain"):
-            raise ValueError(f"target must be 'normalised' or 'plain', not {target!r}")
+        check_target(target)
         if decoder_width % 4 or decoder_width % decoder_heads or decoder_depth < 1:
             raise ValueError("decoder_width must be a multiple of 4 and of decoder_heads, decoder_depth at least 1")
         grid = geometry(backbone, image_size)
@@ -62,7 +60,7 @@ class MAE(Objective):
         self.visible = int(grid.rows * grid.columns * (1 - mask_ratio))
         if not 0 < self.visible < grid.rows * grid.columns:
             raise ValueError(f"mask_ratio={mask_ratio} leaves {self.visible} of {grid.rows * grid.columns} patches")
-        self.target = target
+        self.target: Target = target
         self.backbone = backbone
         self.enter = nn.Linear(grid.channels, decoder_width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width).normal_(std=0.02))
@@ -83,17 +81,13 @@ class MAE(Objective):
         visible, hidden = self.split(images)
         features = encode_visible(self.backbone, images, visible)
         prediction = self.decode(features, visible, hidden)
-        target = torch.take_along_dim(rows(patchify(images, self.patch)), hidden[..., None], dim=1)
-        if self.target == "normalised":
-            mean, std = patch_statistics(target.transpose(1, 2)[..., None])
-            target = (target - mean[:, 0]) / std[:, 0]
+        target = rows(as_target(images, self.patch, self.target)).take_along_dim(hidden[..., None], dim=1)
         loss = (prediction - target).square().mean()
         return Outputs(loss, {}, features.detach().transpose(1, 2)[..., None])
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Random row-major indices of the visible (B, n) and the hidden patches (B, h w - n), new for each image."""
-        order = torch.rand(len(images), self.grid[0] * self.grid[1], device=images.device).argsort(dim=1)
-        return order[:, : self.visible], order[:, self.visible :]
+        return random_parts(len(images), self.grid[0] * self.grid[1], self.visible, 1, images.device)
 
     def decode(self, features: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
         """Paint the hidden patches: features (B, n, C) and both kinds of indices -> (B, h w - n, 3 p p)."""
@@ -103,24 +97,17 @@ class MAE(Objective):
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Objective.maps`; visible patches are shown as they are in the reconstruction, too.
-
-        With a normalised target the decoder does not know a patch's mean and contrast; the true ones are put
-        back for viewing, as in the paper's figures.
-        """
+        """See :meth:`Objective.maps`; visible patches are shown as they are in the reconstruction, too."""
         visible, hidden = self.split(images)
         painted = self.decode(encode_visible(self.backbone, images, visible), visible, hidden)
-        fields = patchify(images, self.patch)
-        if self.target == "normalised":
-            mean, std = (rows(value).gather(1, hidden[..., None]) for value in patch_statistics(fields))
-            painted = painted * std + mean
-        whole = rows(fields).scatter(1, hidden[..., None].expand_as(painted), painted)
+        known = rows(as_target(images, self.patch, self.target))
+        whole = known.scatter(1, hidden[..., None].expand_as(painted), painted)
         mask = torch.ones(whole.shape[:2], dtype=torch.bool, device=images.device).scatter(1, hidden, False)
         pixels = to_pixels(mask.unflatten(1, self.grid), self.patch)
         return {
             "visible": images * pixels[:, None],
             "visible_mask": pixels,
-            "reconstruction": unpatchify(whole.transpose(1, 2).unflatten(2, self.grid), self.patch),
+            "reconstruction": as_images(from_rows(whole, self.grid), images, self.patch, self.target),
         }
 
 

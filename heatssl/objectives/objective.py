@@ -62,15 +62,15 @@ class Objective(nn.Module):
             "health/channel_std": channel_std(outputs.field).item(),
         }
 
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
+    def maps(self, images: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """What there is to look at, for normalised images (B, 3, S, S): those of these that the objective has.
 
         ``visible`` (B, 3, S, S) with the hidden part zeroed, ``visible_mask`` (B, S, S) bool,
         ``reconstruction`` (B, 3, S, S) normalised, ``from_rest`` (B, 3, S, S) likewise, painted from a mean alone,
         ``law_residual`` (B, h, w); ``first_view`` and ``second_view`` (B, 3, s, s) normalised, where views are
-        compared.
+        compared. None: there is nothing to look at.
         """
-        raise NotImplementedError
+        return {}
 
     def extrapolation(self, images: Tensor) -> Extrapolation | None:  # noqa: ARG002
         """What the law makes of one quarter of normalised images (B, 3, S, S); None where there is no law."""

@@ -74,22 +74,22 @@ class RestPainter(nn.Module):
         return self.painter(self.everywhere(self.to_rest(means), index))
 
     def everywhere(self, rest: Tensor, index: Tensor) -> Tensor:
-        """The field of heat at rest (B, C) at patches (B, m), in their colours and places: (B, m, C)."""
+        """The field of heat at rest (B, C) at patches (B, m), carried there by the law or its control: (B, m, C)."""
         if self.maps is not None:
             return torch.einsum("bc,bmcd->bmd", rest, self.maps[index])
         if self.network is not None:
-            return self.network.move_each(rest[:, None], places(index, self.grid))
-        field = from_rest(rest, index, self.grid, self.transport)
+            return self.network.move_each(rest[:, None], centred_positions(index, self.grid))
+        field = carry_rest(rest, index, self.grid, self.transport)
         return field if self.table is None else field + self.table[index]
 
 
-def from_rest(rest: Tensor, index: Tensor, grid: tuple[int, int], transport: Transport | None) -> Tensor:
+def carry_rest(rest: Tensor, index: Tensor, grid: tuple[int, int], transport: Transport | None) -> Tensor:
     """What heat at rest (B, C) is at patches (B, m), (B, m, C): without a law, the same everywhere."""
     spread = rest[:, None].expand(-1, index.shape[1], -1)
-    return spread if transport is None else transport.from_rest(spread, places(index, grid))
+    return spread if transport is None else transport.from_rest(spread, centred_positions(index, grid))
 
 
-def places(index: Tensor, grid: tuple[int, int]) -> Tensor:
+def centred_positions(index: Tensor, grid: tuple[int, int]) -> Tensor:
     """Row-major indices (...) -> positions (..., 2), x before y, in patches from the middle: decays stay balanced."""
     middle = torch.tensor([grid[1] - 1, grid[0] - 1], device=index.device) / 2
     return coordinates(index, grid[1]) - middle

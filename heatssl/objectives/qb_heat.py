@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from heatssl.heat import Copy, FirstOrder, FreeLinear, MultilayerPerceptron, Propagator, commutator, spectral_radius
 from heatssl.objectives.objective import Outputs
 from heatssl.objectives.quarter import Quarter
+from heatssl.objectives.targets import Target
 
 LawName = Literal["commuting", "full", "copy", "free", "mlp"]
 
@@ -54,7 +55,7 @@ class QBHeat(Quarter):
         projector_depth: int = 1,
         decoder_width: int = 128,
         decoder_depth: int = 1,
-        target: Literal["normalised", "plain"] = "normalised",
+        target: Target = "normalised",
         visible_weight: float = 0.0,
         commutator_weight: float = 0.0,
     ) -> None:

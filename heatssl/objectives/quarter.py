@@ -8,7 +8,7 @@ as in MAE (2111.06377) or plain; the papers' texts could not be read that far.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from heatssl.errors import UserError
 from heatssl.heat import Propagator, relative_residual
 from heatssl.objectives.extrapolation import Extrapolation
 from heatssl.objectives.objective import Objective, Outputs, Story
-from heatssl.objectives.targets import patch_statistics, patchify, unpatchify
+from heatssl.objectives.targets import Target, as_images, as_target, check_target, to_pixels
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of the visible quarter
 
@@ -64,17 +64,16 @@ class Quarter(Objective, ABC):
         projector_depth: int,
         decoder_width: int,
         decoder_depth: int,
-        target: Literal["normalised", "plain"],
+        target: Target,
         visible_weight: float,
     ) -> None:
         super().__init__()
-        if target not in ("normalised", "plain"):
-            raise ValueError(f"target must be 'normalised' or 'plain', not {target!r}")
+        check_target(target)
         grid = geometry(backbone, image_size)
         check_stride(backbone, grid.stride, image_size)
         self.block = self.height, self.width = grid.quarter()
         self.patch = grid.stride
-        self.target = target
+        self.target: Target = target
         self.visible_weight = visible_weight
         self.backbone = backbone
         channels = grid.channels if channels is None else channels
@@ -101,11 +100,7 @@ class Quarter(Objective, ABC):
 
     def pixel_loss(self, prediction: Tensor, images: Tensor, corner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error per patch, averaged over hidden patches (and weighted visible ones)."""
-        target = patchify(images, self.patch)
-        if self.target == "normalised":
-            mean, std = patch_statistics(target)
-            target = (target - mean) / std
-        error = (prediction - target).square().mean(dim=1)
+        error = (prediction - as_target(images, self.patch, self.target)).square().mean(dim=1)
         visible = self.visible_mask(corner)
         hidden_loss, visible_loss = error[~visible].mean(), error[visible].mean()
         logs = {"loss/hidden": hidden_loss.detach(), "loss/visible": visible_loss.detach()}
@@ -130,23 +125,14 @@ class Quarter(Objective, ABC):
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Objective.maps`; the residual of the extrapolated field shows the seams between quarters.
-
-        With a normalised target the decoder does not know a patch's mean and contrast; the true ones are put
-        back for viewing, as MAE's own figures do.
-        """
+        """See :meth:`Objective.maps`; the residual of the extrapolated field shows the seams between quarters."""
         corner = corners_of_batch(images)
         field = self.extrapolate(self.encode(images, corner), corner)
-        patches = self.decoder(field)
-        if self.target == "normalised":
-            mean, std = patch_statistics(patchify(images, self.patch))
-            patches = patches * std + mean
-        mask = self.visible_mask(corner)
-        pixels = mask.repeat_interleave(self.patch, dim=1).repeat_interleave(self.patch, dim=2)
+        pixels = to_pixels(self.visible_mask(corner), self.patch)
         return {
             "visible": images * pixels[:, None],
             "visible_mask": pixels,
-            "reconstruction": unpatchify(patches, self.patch),
+            "reconstruction": as_images(self.decoder(field), images, self.patch, self.target),
             "law_residual": self.law.residual(field),
         }
 

@@ -1,6 +1,44 @@
 """Pixels as per-patch vectors, and back."""
 
+from typing import Literal, get_args
+
 from torch import Tensor
+
+Target = Literal["normalised", "plain"]
+
+
+def check_target(target: Target) -> None:
+    """Refuse what is no target.
+
+    Raises:
+        ValueError: naming those that are.
+    """
+    if target not in get_args(Target):
+        raise ValueError(f"target must be one of {', '.join(get_args(Target))}, not {target!r}")
+
+
+def as_target(images: Tensor, patch: int, target: Target) -> Tensor:
+    """What a decoder is asked for: the patches of normalised images (B, 3, h p, w p) as a field (B, 3 p p, h, w).
+
+    ``plain`` as they are; ``normalised`` each less its mean, over its standard deviation (MAE's norm_pix_loss).
+    """
+    patches = patchify(images, patch)
+    if target == "plain":
+        return patches
+    mean, std = patch_statistics(patches)
+    return (patches - mean) / std
+
+
+def as_images(painted: Tensor, images: Tensor, patch: int, target: Target) -> Tensor:
+    """Inverse of :func:`as_target`, for viewing: painted (B, 3 p p, h, w) -> (B, 3, h p, w p).
+
+    With a normalised target a decoder does not know a patch's mean and contrast; those of the true images are put back,
+    as in the figures of MAE's paper.
+    """
+    if target == "normalised":
+        mean, std = patch_statistics(patchify(images, patch))
+        painted = painted * std + mean
+    return unpatchify(painted, patch)
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -32,6 +70,11 @@ def patch_statistics(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Te
 def rows(patches: Tensor) -> Tensor:
     """A field of patches as a list of them in row-major order: (B, D, h, w) -> (B, h w, D)."""
     return patches.flatten(2).transpose(1, 2)
+
+
+def from_rows(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`rows`: (B, h w, D) -> (B, D, h, w)."""
+    return patches.transpose(1, 2).unflatten(2, grid)
 
 
 def to_pixels(mask: Tensor, patch: int) -> Tensor:

@@ -23,7 +23,7 @@ MAIN_CURVES: dict[str, dict[str, Any]] = {
         "title": "kNN accuracy",
         "unit": "%",
         "scale": 100.0,
-        "note": "online, on images held out of train",
+        "note": "online, images of train by their neighbours among others of train",
     },
     "health/rankme": {
         "title": "RankMe",

@@ -83,6 +83,8 @@ def test_other_options_are_other_columns_and_other_rows(run: Path) -> None:
         (["methods=[heat_flow:gradcan]"], "did you mean 'gradcam'"),
         (["data=folder", "data.root=/x", "x.jpg"], "data=... has no effect with images of your own"),
         (["scores=[all,deletion]"], "names all of them, and deletion once more"),
+        (["scores=[deletoin]"], "unknown score 'deletoin': did you mean 'deletion'? choose all, or some of"),
+        (["scores=[zzzz]"], "unknown score 'zzzz': choose all, or some of"),
         (["count=3", "x.jpg"], "count=3 has no effect with images of your own"),
         (["split=train", "x.jpg"], "split=train has no effect with images of your own"),
         (["--score", "score_count=5", "x.jpg"], "score_count=5 has no effect with images of your own"),

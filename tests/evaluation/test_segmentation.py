@@ -49,7 +49,9 @@ def test_a_class_that_is_nowhere_is_left_out_of_the_mean() -> None:
 def test_maps_that_hold_the_classes_give_them_away(method: str) -> None:
     train, test = blobs(40), blobs(12, seed=1)
     if method == "linear":
+        before = torch.random.get_rng_state()
         found, _ = linear_segmentation(*train, *test, 3, epochs=15)
+        assert torch.equal(before, torch.random.get_rng_state()), "the caller's generator stays as it was"
         again, _ = linear_segmentation(*train, *test, 3, epochs=15)
         assert found == again
     else:

@@ -120,6 +120,8 @@ def test_wrong_settings_are_refused():
         Laplace().residual(torch.randn(1, 1, 2, 4))
     with pytest.raises(ValueError, match="spacing"):
         Laplace(spacing=0)
+    with pytest.raises(ValueError, match="spacing must be positive, not -1"):
+        laplacian(torch.randn(1, 1, 4, 4), spacing=-1)
     assert "9pt" in repr(Laplace("9pt"))
     assert laplacian_stencil("9pt").sum().abs() < 1e-15
 

@@ -74,3 +74,17 @@ def test_pictures_are_the_same_whenever_they_are_drawn(tmp_path: Path) -> None:
     assert following[0] != following[1], "the run's own random numbers go on"
     one, other = np.load(tmp_path / "one.npz"), np.load(tmp_path / "other.npz")
     assert np.array_equal(one["visible"], other["visible"])
+
+
+def test_an_objective_with_nothing_to_show_ends_with_its_images_alone(tmp_path: Path, monkeypatch) -> None:
+    """Who writes a loss alone must not lose a run to its pictures, after the last step."""
+    from heatssl.composition import compose
+    from heatssl.data import open_split
+    from heatssl.objectives import Objective
+    from heatssl.training.run import build_module
+
+    config = compose("pretrain", ["objective=simmim", "data.image_size=32", BACKBONE, "data.val_size=10"])
+    objective, data = build_module(config).objective, open_split(config.data, "val")
+    monkeypatch.setattr(type(objective), "maps", Objective.maps)
+    pictures.write_pictures(tmp_path / "pictures.npz", objective, data, config.data)
+    assert set(np.load(tmp_path / "pictures.npz").files) == {"image", "label", "story"}

@@ -8,7 +8,7 @@ from heatssl import objectives
 from heatssl.backbones import create_backbone, feature_map
 from heatssl.errors import UserError
 from heatssl.objectives.heat_jepa import agreement, contrast_of_parts
-from heatssl.objectives.painting import places
+from heatssl.objectives.painting import centred_positions
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 WAYS = ["contrast", "isotropy", "teacher"]
@@ -86,7 +86,7 @@ def test_a_field_that_obeys_the_law_agrees_perfectly_and_without_transport_does_
     index = objective.quarters(2, torch.device("cpu"))
     law = objective.transport
     rest = torch.randn(2, 1, 48).repeat(4, 4, 1)  # one vector for each image, whatever the place
-    field = law.from_rest(rest, places(index, objective.grid))
+    field = law.from_rest(rest, centred_positions(index, objective.grid))
 
     def spread(values: torch.Tensor) -> float:
         parts = values.mean(dim=1).unflatten(0, (4, 2))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heatssl.objectives.painting import RestPainter, places
+from heatssl.objectives.painting import RestPainter, centred_positions
 
 GRID = (3, 4)
 EVERYWHERE = torch.arange(12).expand(5, -1)
@@ -41,8 +41,8 @@ def test_the_field_of_a_mean_obeys_the_law():
 
 
 def test_the_middle_of_the_grid_is_at_rest():
-    assert places(torch.arange(12), GRID).mean(dim=0).tolist() == [0.0, 0.0]
-    assert places(torch.tensor([0, 3, 8]), GRID).tolist() == [[-1.5, -1.0], [1.5, -1.0], [-1.5, 1.0]]
+    assert centred_positions(torch.arange(12), GRID).mean(dim=0).tolist() == [0.0, 0.0]
+    assert centred_positions(torch.tensor([0, 3, 8]), GRID).tolist() == [[-1.5, -1.0], [1.5, -1.0], [-1.5, 1.0]]
 
 
 def test_an_unknown_law_is_refused():
