@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from heatssl.config import SCHEMAS, DataConfig, PretrainConfig, setting_types
 from heatssl.config_folder import config_folder, groups, options
-from heatssl.errors import UserError
+from heatssl.errors import UserError, check_choice
 from heatssl.unused import refuse_of_training
 
 OPEN_SETTINGS = ("backbone_arguments", "objective", "prior")  # their keys stand in timm and in configs
@@ -126,10 +126,7 @@ def _read(group: str, option: str) -> dict[str, Any]:
 
 
 def _check_option(group: str, option: str) -> None:
-    if option not in options(group):
-        nearest = difflib.get_close_matches(option, options(group), n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise UserError(f"unknown {group}={option}: {hint}choose one of {', '.join(options(group))}")
+    check_choice(group, option, options(group), UserError)
 
 
 def _chooses(overrides: list[str], group: str) -> bool:

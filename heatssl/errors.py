@@ -1,7 +1,7 @@
 """The one exception that users are meant to see, and the hint it gives for a mistyped name."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -23,3 +23,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``: did you mean 'x'?`` with the nearest known name, or nothing when none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
     return f": did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def check_choice(what: str, value: str, choices: Sequence[str], error: type[Exception] = ValueError) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ValueError: naming the nearest and all of them; another ``error`` where one is given.
+    """
+    if value not in choices:
+        hint = did_you_mean(str(value), choices) or ":"
+        raise error(f"unknown {what} {value!r}{hint} choose one of {', '.join(choices)}")

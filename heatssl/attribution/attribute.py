@@ -1,6 +1,5 @@
 """From images to heatmaps: one function for every method, target and backbone."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -17,7 +16,7 @@ from heatssl.attribution import methods
 from heatssl.attribution.attribution import Attribution
 from heatssl.attribution.targets import TargetLike, make_target
 from heatssl.backbones import evaluation_mode, feature_map
-from heatssl.errors import UserError
+from heatssl.errors import UserError, check_choice
 from heatssl.evaluation import LinearProbe
 
 Method = Callable[..., Attribution]
@@ -61,8 +60,7 @@ def attribute(
         UserError: on an unknown method (the nearest is named), a target that the model cannot give, or images
             that are not normalised floats.
     """
-    if size not in ("input", "map"):
-        raise UserError(f"size must be 'input' or 'map', not {size!r}")
+    check_choice("size", size, ("input", "map"), UserError)
     maps = explain(model, images, method, target, probe=probe, **options).maps
     maps = enlarge(maps, images) if size == "input" else _reduce(maps, model, images)
     return to_unit(maps) if normalize else maps
@@ -129,9 +127,7 @@ def find_method(name: str) -> Method:
     """
     name, _, base = full_name(name).partition(":")
     names = method_names()
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown attribution method {name!r}: did you mean {nearest!r}? There are {', '.join(names)}")
+    check_choice("attribution method", name, names, UserError)
     method: Method = getattr(importlib.import_module(f"{methods.__name__}.{name}"), name)
     if not base:
         return method

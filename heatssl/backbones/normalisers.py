@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from heatssl.errors import check_choice
+
 Kind = Literal["relu2", "relu2_fixed", "softmax", "softmax_plus"]
 _FEWEST = 16  # keys of softmax_plus, GAU-alpha
 
@@ -41,8 +43,7 @@ class NormaliserSettings:
     log_n_at_test: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"normaliser must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
+        check_choice("normaliser", self.kind, get_args(Kind))
         if self.length < 1:
             raise ValueError(f"length must be at least 1, not {self.length}")
         if self.log_n_at_test and self.kind != "softmax":

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from heatssl.errors import check_choice
 from heatssl.ops.surroundings import must_be_plain
 
 Kind = Literal["rope", "interpolated", "ntk", "ntk_mixed", "rerope", "leaky_rerope"]
@@ -53,8 +54,7 @@ class PositionSettings:
     window: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"positions must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
+        check_choice("positions", self.kind, get_args(Kind))
         for name in ("base", "scale", "window"):
             number = getattr(self, name)
             if number is not None and not (math.isfinite(number) and number > 0):

@@ -16,6 +16,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from heatssl.errors import check_choice
+
 Pooling = Literal["mean", "maximum", "entropy"]
 BETA = 0.25  # of the author's program, with the pooling by entropy
 _NEVER = -100.0  # log probability of what truncation leaves out
@@ -47,8 +49,7 @@ def nbce(
     Raises:
         ValueError: on an unknown pooling, no context, beta below -1, or top_p outside (0, 1].
     """
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, not {pooling!r}")
+    check_choice("pooling", pooling, get_args(Pooling))
     if logits.ndim < 2 or logits.shape[-2] < 1:
         raise ValueError(f"logits are (..., contexts, classes) of one context or more, not {tuple(logits.shape)}")
     beta = float(logits.shape[-2] - 1) if beta is None else beta

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from heatssl.errors import UserError
+from heatssl.errors import UserError, check_choice
 from heatssl.evaluation.checks import check_features, check_grid, check_labels
 from heatssl.evaluation.gradient_descent import LEARNING_RATES, gradient_descent
 from heatssl.evaluation.held_out import stratified_split
@@ -108,8 +108,7 @@ def check_probe_settings(solver: str, grid: Sequence[float], iterations: int, ep
     Raises:
         UserError: on an unknown solver, or a setting outside its range.
     """
-    if solver not in SOLVERS:
-        raise UserError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
+    check_choice("solver", solver, SOLVERS, UserError)
     check_grid(grid)
     if iterations < 1 or epochs < 1 or not 0 < held_out < 1:
         raise UserError("iterations and epochs must be at least 1, and held_out between 0 and 1")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from heatssl.config import ProbeConfig
-from heatssl.errors import UserError
+from heatssl.errors import UserError, check_choice
 from heatssl.evaluation.few_shot import check_draws
 from heatssl.evaluation.probe import SGD_EPOCHS, check_probe_settings
 from heatssl.evaluation.readout import FINAL, Readout
@@ -27,10 +27,8 @@ def check_probe(config: ProbeConfig) -> None:
         UserError: on an unknown choice, settings that do not go together or are outside their range.
     """
     plain = config.head == "linear" and config.solver == "logistic_regression"
-    if config.protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol {config.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
-    if config.head not in METHODS:
-        raise UserError(f"unknown head {config.head!r}: choose one of {', '.join(METHODS)}")
+    check_choice("protocol", config.protocol, list(PROTOCOLS), UserError)
+    check_choice("head", config.head, list(METHODS), UserError)
     if config.depth < 1 or (config.depth > 1 and config.head != "block"):
         raise UserError(f"depth={config.depth}: head=block has one block or more, and no other head has any")
     if is_few(config) and (not plain or config.protocol != "features"):

@@ -9,7 +9,7 @@ from heatssl.config import SegmentConfig
 from heatssl.data import MaskedData, Split
 from heatssl.data.crop import centre_crop_mask
 from heatssl.data.masked import read_mask
-from heatssl.errors import UserError, permission_errors
+from heatssl.errors import UserError, check_choice, permission_errors
 from heatssl.evaluation.features import extract_all_maps
 from heatssl.evaluation.measure import Accuracy, backbones_of, begin, finish, result_of
 from heatssl.evaluation.results import Result
@@ -40,8 +40,7 @@ def run_segment(config: SegmentConfig) -> list[Result]:
     Raises:
         UserError: on input that cannot work.
     """
-    if config.method not in METRICS:
-        raise UserError(f"unknown method {config.method!r}: choose one of {', '.join(METRICS)}")
+    check_choice("method", config.method, list(METRICS), UserError)
     refuse_unused(config, UNUSED[config.method], f"method={config.method}")
     source = begin(config)
     return finish(source, measure_segment(source, config))

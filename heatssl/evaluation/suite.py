@@ -14,7 +14,7 @@ from typing import Any
 
 from heatssl.config import EvaluateConfig, EvaluationConfig, KnnConfig, ProbeConfig, SegmentConfig
 from heatssl.data import has_masks
-from heatssl.errors import UserError, permission_errors
+from heatssl.errors import UserError, check_choice, permission_errors
 from heatssl.evaluation.commands import measure_knn, measure_probe
 from heatssl.evaluation.measure import begin
 from heatssl.evaluation.processes import is_first, rank_and_world
@@ -136,8 +136,7 @@ def run_suite(config: EvaluateConfig, after_table: Callable[[Path], object] | No
 
 
 def _check_settings(config: EvaluateConfig) -> None:
-    if config.suite not in SUITES:
-        raise UserError(f"unknown suite {config.suite!r}: choose one of {', '.join(SUITES)}")
+    check_choice("suite", config.suite, list(SUITES), UserError)
     if not config.sources:
         raise UserError("evaluate what? heatssl evaluate RUN [RUN ...], or timm:NAME data=folder data.root=PATH")
     if not config.seeds:

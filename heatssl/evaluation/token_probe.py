@@ -17,7 +17,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from heatssl.errors import UserError
+from heatssl.errors import UserError, check_choice
 from heatssl.evaluation.accuracy import accuracy
 from heatssl.evaluation.checks import check_grid, check_labels, check_maps
 from heatssl.evaluation.held_out import stratified_split
@@ -247,8 +247,7 @@ def check_token_settings(
     Raises:
         UserError: on an unknown head, or a setting outside its range.
     """
-    if head not in HEADS:
-        raise UserError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
+    check_choice("head", head, HEADS, UserError)
     if depth < 1 or (depth > 1 and head != "block"):
         raise UserError(f"depth={depth}: head=block has one block or more, and no other head has any")
     check_grid(learning_rates)

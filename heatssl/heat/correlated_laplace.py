@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heatssl.errors import check_choice
 from heatssl.heat.law import Law
 from heatssl.ops import Boundary, check_boundary, depthwise_stencil, full_precision
 
@@ -46,8 +47,7 @@ class CorrelatedLaplace(Law):
         spacing: float = 1.0,
     ) -> None:
         super().__init__()
-        if coupling not in get_args(Coupling):
-            raise ValueError(f"unknown coupling {coupling!r}: choose one of {', '.join(get_args(Coupling))}")
+        check_choice("coupling", coupling, get_args(Coupling))
         if (coupling == "grouped") != (groups is not None):
             raise ValueError(f"coupling={coupling!r} with groups={groups}: give groups with coupling='grouped' only")
         self.groups = {"full": 1, "diagonal": channels}.get(coupling, groups or 0)

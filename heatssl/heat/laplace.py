@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from heatssl.errors import check_choice
 from heatssl.heat.law import Law
 from heatssl.ops import Boundary, check_boundary, depthwise_stencil, residual_loss
 
@@ -34,8 +35,7 @@ def laplacian_stencil(stencil: Stencil, spacing: float = 1.0) -> Tensor:
     """
     if not spacing > 0:
         raise ValueError(f"spacing must be positive, not {spacing}")
-    if stencil not in _STENCILS:
-        raise ValueError(f"unknown stencil {stencil!r}: choose one of {', '.join(get_args(Stencil))}")
+    check_choice("stencil", stencil, get_args(Stencil))
     return torch.tensor(_STENCILS[stencil], dtype=torch.float64) / spacing**2
 
 

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from heatssl.errors import check_choice
 from heatssl.heat.law import Law
 from heatssl.ops import full_precision
 
@@ -132,12 +133,8 @@ class HeatFlow(Law):
 
 
 def _check_known(boundary: str, laplacian: str) -> None:
-    for what, choice, choices in (
-        ("boundary", boundary, get_args(HeatBoundary)),
-        ("laplacian", laplacian, get_args(Laplacian)),
-    ):
-        if choice not in choices:
-            raise ValueError(f"unknown {what} {choice!r}: choose one of {', '.join(choices)}")
+    check_choice("boundary", boundary, get_args(HeatBoundary))
+    check_choice("laplacian", laplacian, get_args(Laplacian))
 
 
 def _broadcast_time(t: float | Tensor, field: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from heatssl.backbones import create_backbone
 from heatssl.config import PretrainConfig
-from heatssl.errors import UserError, did_you_mean
+from heatssl.errors import UserError, check_choice
 from heatssl.objectives.extrapolation import Extrapolation
 from heatssl.objectives.limits import check_limits
 from heatssl.objectives.objective import Objective, Outputs, Story
@@ -41,10 +41,7 @@ def objective_class(name: str) -> type[Objective]:
     Raises:
         UserError: on an unknown name, with the nearest one.
     """
-    known = names()
-    if name not in known:
-        hint = did_you_mean(name, known) or f": choose one of {', '.join(known)}"
-        raise UserError(f"unknown objective {name!r}{hint}")
+    check_choice("objective", name, names(), UserError)
     found = _defined_in(name)
     assert found is not None
     return found

@@ -11,11 +11,12 @@ Ours: the block lies in a corner; steps to the left and up are the same with a m
 both orders; all of :mod:`heatssl.objectives.quarter`.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from heatssl.errors import check_choice
 from heatssl.heat import NormLinear
 from heatssl.objectives.quarter import Quarter
 from heatssl.objectives.targets import Target
@@ -55,8 +56,7 @@ class Finola(Quarter):
         target: Target = "normalised",
         visible_weight: float = 0.0,
     ) -> None:
-        if growth not in ("block", "element"):
-            raise ValueError(f"growth must be 'block' or 'element', not {growth!r}")
+        check_choice("growth", growth, get_args(Growth))
         super().__init__(
             backbone,
             image_size,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.backbones import check_encodes_patches, encode_visible, geometry
+from heatssl.errors import check_choice
 from heatssl.heat import (
     Transport,
     complete,
@@ -33,7 +34,7 @@ from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.masks import random_blocks, random_cells, random_parts, random_scales
 from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.painting import RestLaw, RestPainter, centred_positions, painter
-from heatssl.objectives.targets import Target, as_images, as_target, check_target, from_rows, rows, to_pixels
+from heatssl.objectives.targets import Target, as_images, as_target, from_rows, rows, to_pixels
 
 Mask = Literal["random", "block", "blocks", "scales"]
 Flow = Literal["kernel", "steady", "correlated"]
@@ -103,10 +104,9 @@ class HeatCompletion(Objective):
     ) -> None:
         super().__init__()
         check_encodes_patches(backbone, "heat_completion")
-        check_target(target)
-        for name, value, known in (("mask", mask, Mask), ("flow", flow, Flow)):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+        check_choice("mask", mask, get_args(Mask))
+        check_choice("flow", flow, get_args(Flow))
+        check_choice("target", target, get_args(Target))
         grid = geometry(backbone, image_size)
         channels = grid.channels if channels is None else channels
         self.grid = (grid.rows, grid.columns)

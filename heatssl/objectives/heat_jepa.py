@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones import check_encodes_patches, cut_patches, encode_visible, feature_map, geometry
+from heatssl.errors import check_choice
 from heatssl.heat import Transport, heat_semigroup
 from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
@@ -91,9 +92,7 @@ class HeatJEPA(Objective):
     ) -> None:
         super().__init__()
         check_encodes_patches(backbone, "heat_jepa")
-        if against_collapse not in get_args(AgainstCollapse):
-            known = ", ".join(get_args(AgainstCollapse))
-            raise ValueError(f"against_collapse must be one of {known}, not {against_collapse!r}")
+        check_choice("against_collapse", against_collapse, get_args(AgainstCollapse))
         if temperature <= 0 or not 0 < isotropy_weight < 1 or not 0 <= momentum < 1:
             raise ValueError("temperature must be positive, isotropy_weight and momentum between 0 and 1")
         if crops < 1:

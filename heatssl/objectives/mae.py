@@ -12,15 +12,18 @@ Ours: any backbone that encodes single patches, with its own positions and its o
 class token; it takes patches in any order, so that nothing is put back in place before the loss.
 """
 
+from typing import get_args
+
 import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from heatssl.backbones import check_encodes_patches, encode_visible, geometry
+from heatssl.errors import check_choice
 from heatssl.objectives.masks import random_parts
 from heatssl.objectives.objective import Objective, Outputs
-from heatssl.objectives.targets import Target, as_images, as_target, check_target, from_rows, rows, to_pixels
+from heatssl.objectives.targets import Target, as_images, as_target, from_rows, rows, to_pixels
 
 
 class MAE(Objective):
@@ -51,7 +54,7 @@ class MAE(Objective):
     ) -> None:
         super().__init__()
         check_encodes_patches(backbone, "mae")
-        check_target(target)
+        check_choice("target", target, get_args(Target))
         if decoder_width % 4 or decoder_width % decoder_heads or decoder_depth < 1:
             raise ValueError("decoder_width must be a multiple of 4 and of decoder_heads, decoder_depth at least 1")
         grid = geometry(backbone, image_size)

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from heatssl.errors import check_choice
 from heatssl.heat import MultilayerPerceptron, Transport, coordinates
 
 RestLaw = Literal["commuting", "table", "mlp", "free", "copy"]
@@ -54,8 +55,7 @@ class RestPainter(nn.Module):
         law: RestLaw = "commuting",
     ) -> None:
         super().__init__()
-        if law not in get_args(RestLaw):
-            raise ValueError(f"unknown rest_law {law!r}: choose one of {', '.join(get_args(RestLaw))}")
+        check_choice("rest_law", law, get_args(RestLaw))
         self.grid = grid
         positions = grid[0] * grid[1]
         self.to_rest = nn.Linear(features, channels)

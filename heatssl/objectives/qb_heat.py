@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from heatssl.errors import check_choice
 from heatssl.heat import Copy, FirstOrder, FreeLinear, MultilayerPerceptron, Propagator, commutator, spectral_radius
 from heatssl.objectives.objective import Outputs
 from heatssl.objectives.quarter import Quarter
@@ -101,6 +102,7 @@ def create_law(name: LawName, channels: int, height: int, width: int) -> Propaga
     Raises:
         ValueError: on an unknown name.
     """
+    check_choice("law", name, get_args(LawName))
     match name:
         case "commuting" | "full":
             return FirstOrder(channels, commuting=name == "commuting")
@@ -110,5 +112,3 @@ def create_law(name: LawName, channels: int, height: int, width: int) -> Propaga
             return FreeLinear(channels, [(dx, dy) for dx in (-width, 0, width) for dy in (-height, 0, height)])
         case "mlp":
             return MultilayerPerceptron(channels, reach=max(height, width))
-        case _:
-            raise ValueError(f"unknown law {name!r}: choose one of {', '.join(get_args(LawName))}")

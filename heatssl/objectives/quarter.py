@@ -8,18 +8,18 @@ as in MAE (2111.06377) or plain; the papers' texts could not be read that far.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatssl.backbones import encode_block, feature_map, geometry, is_token_model
-from heatssl.errors import UserError
+from heatssl.errors import UserError, check_choice
 from heatssl.heat import Propagator, relative_residual
 from heatssl.objectives.extrapolation import Extrapolation
 from heatssl.objectives.objective import Objective, Outputs, Story
-from heatssl.objectives.targets import Target, as_images, as_target, check_target, to_pixels
+from heatssl.objectives.targets import Target, as_images, as_target, to_pixels
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of the visible quarter
 
@@ -68,7 +68,7 @@ class Quarter(Objective, ABC):
         visible_weight: float,
     ) -> None:
         super().__init__()
-        check_target(target)
+        check_choice("target", target, get_args(Target))
         grid = geometry(backbone, image_size)
         check_stride(backbone, grid.stride, image_size)
         self.block = self.height, self.width = grid.quarter()

@@ -1,20 +1,10 @@
 """Pixels as per-patch vectors, and back."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 Target = Literal["normalised", "plain"]
-
-
-def check_target(target: Target) -> None:
-    """Refuse what is no target.
-
-    Raises:
-        ValueError: naming those that are.
-    """
-    if target not in get_args(Target):
-        raise ValueError(f"target must be one of {', '.join(get_args(Target))}, not {target!r}")
 
 
 def as_target(images: Tensor, patch: int, target: Target) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from heatssl.errors import check_choice
 from heatssl.ops.recomputation import recompute
 from heatssl.ops.surroundings import autocast_type
 
@@ -101,10 +102,8 @@ def _with_heads(x: Tensor) -> Tensor:
 
 def _choose(query: Tensor, value: Tensor, activation: str, valid: Tensor | None, backend: str) -> str:
     """The backend that will run."""
-    if activation not in get_args(Activation):
-        raise ValueError(f"activation must be {' or '.join(get_args(Activation))}, not {activation!r}")
-    if backend not in get_args(AttentionBackend):
-        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(get_args(AttentionBackend))}")
+    check_choice("activation", activation, get_args(Activation))
+    check_choice("backend", backend, get_args(AttentionBackend))
     expressible = activation == "softmax" and valid is None
     if backend == "sdpa" and not expressible:
         raise ValueError("backend=sdpa is for softmax without padding: choose auto")

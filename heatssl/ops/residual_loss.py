@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from heatssl.errors import check_choice
 from heatssl.ops.stencil import (
     Boundary,
     Weights,
@@ -77,8 +78,7 @@ def _eager(z: Tensor, stencil: Tensor, boundary: Boundary) -> Tensor:
 
 def _checked(z: Tensor, stencil: Tensor, boundary: Boundary, backend: Backend) -> Backend:
     """The backend that will run, once all arguments are right; the stencil's numbers are not looked at."""
-    if backend not in get_args(Backend):
-        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(get_args(Backend))}")
+    check_choice("backend", backend, get_args(Backend))
     if z.ndim != 4 or not z.is_floating_point():
         raise ValueError(f"a field is a floating-point tensor (B, C, H, W), not {tuple(z.shape)} of {z.dtype}")
     check_field(z, boundary)

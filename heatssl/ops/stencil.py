@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heatssl.errors import check_choice
 from heatssl.ops.precision import full_precision
 
 Boundary = Literal["interior", "replicate", "reflect"]
@@ -43,8 +44,7 @@ def depthwise_stencil(z: Tensor, stencil: Tensor, boundary: Boundary = "interior
 
 def check_boundary(boundary: Boundary) -> None:
     """Refuse a boundary that there is not; raises as :func:`depthwise_stencil` does."""
-    if boundary not in get_args(Boundary):
-        raise ValueError(f"unknown boundary {boundary!r}: choose one of {', '.join(get_args(Boundary))}")
+    check_choice("boundary", boundary, get_args(Boundary))
 
 
 def check_field(z: Tensor, boundary: Boundary) -> None:

@@ -10,7 +10,7 @@ import torch
 from heatssl.config import PretrainConfig
 from heatssl.config_file import differences, load_config, save_config
 from heatssl.data.crop import check_crop_scale
-from heatssl.errors import UserError, did_you_mean
+from heatssl.errors import UserError, check_choice, did_you_mean
 from heatssl.expected import recorded_recipes
 from heatssl.files import disk_errors
 from heatssl.objectives import Objective
@@ -72,8 +72,7 @@ def check_settings(config: PretrainConfig) -> None:
         ("trainer.accelerator", trainer.accelerator, ACCELERATORS),
         ("resume", config.resume, ("auto", "never")),
     ):
-        if choice not in choices:
-            raise UserError(f"{name}={choice} is unknown: choose one of {', '.join(choices)}")
+        check_choice(name, choice, choices, UserError)
     known = recorded_recipes()
     if config.expected is not None and config.expected not in known:
         hint = did_you_mean(config.expected, known) or f": choose one of {', '.join(known)}, or null"

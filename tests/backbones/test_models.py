@@ -347,8 +347,8 @@ def test_bfloat16_stays_near(kind, normaliser):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("gau_tiny_patch16_224", {"normaliser": "max"}, "normaliser must be one of"),
-        ("gau_tiny_patch16_224", {"positions": "absolute"}, "positions must be one of"),
+        ("gau_tiny_patch16_224", {"normaliser": "max"}, "unknown normaliser 'max'"),
+        ("gau_tiny_patch16_224", {"positions": "absolute"}, "unknown positions 'absolute'"),
         ("gau_tiny_patch16_224", {"pos_embed": "sincos"}, "pos_embed must be none or learn"),
         ("gau_tiny_patch16_224", {"norm_place": "middle"}, "norm_place must be pre or post"),
         ("gau_tiny_patch16_224", {"value_activation": "relu"}, "value_activation must be silu or none"),

@@ -102,7 +102,7 @@ def test_a_model_can_be_given_another():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NormaliserSettings("relu3"), "must be one of relu2"),
+        (lambda: NormaliserSettings("relu3"), "choose one of relu2"),
         (lambda: NormaliserSettings(length=0), "at least 1"),
         (lambda: NormaliserSettings("relu2", log_n_at_test=True), "for normaliser=softmax"),
         (lambda: NormaliserSettings("softmax", 1, log_n_at_test=True), "at least 2"),

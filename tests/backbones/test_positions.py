@@ -146,7 +146,7 @@ def test_positions_of_a_model_change_without_its_weights():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PositionSettings("rope3"), "must be one of rope, interpolated, ntk"),
+        (lambda: PositionSettings("rope3"), "choose one of rope, interpolated, ntk"),
         (lambda: PositionSettings(window=0), "window of positions must be positive"),
         (lambda: PositionSettings(scale=math.nan), "scale of positions must be positive and finite, not nan"),
         (lambda: PositionSettings(base=math.inf), "base of positions must be positive and finite, not inf"),

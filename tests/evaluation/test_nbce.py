@@ -89,7 +89,7 @@ def test_class_prior_counts_what_is_missing_too():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pooling": "median"}, "pooling must be one of mean"),
+        ({"pooling": "median"}, "unknown pooling 'median': did you mean 'mean'. choose one of mean"),
         ({"beta": -2.0}, "at least -1"),
         ({"top_p": 0.0}, "top_p must be in"),
     ],

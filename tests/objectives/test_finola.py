@@ -87,7 +87,7 @@ def test_a_few_steps_learn_something(growth):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(UserError, match="growth must be 'block' or 'element', not 'spiral'"):
+    with pytest.raises(UserError, match="unknown growth 'spiral': choose one of block, element"):
         tiny(growth="spiral")
     with pytest.raises(UserError, match="at least 2 channels"):
         tiny(channels=1)

@@ -182,8 +182,8 @@ def test_everything_learns():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask": "rnadom"}, "mask must be one of random, block"),
-        ({"flow": "wave"}, "flow must be one of kernel, steady"),
+        ({"mask": "rnadom"}, "unknown mask 'rnadom': did you mean 'random'. choose one of random, block"),
+        ({"flow": "wave"}, "choose one of kernel, steady"),
         ({"visible_ratio": 0.0}, "choose a visible_ratio"),
         ({"predicted_ratio": 0.0}, "predicted_ratio"),
         ({"parts": 5}, "do not fit into 16"),
