@@ -95,7 +95,7 @@ class PretrainConfig:
 
 @dataclass
 class EvaluationConfig:
-    """What ``heatssl knn``, ``probe`` and ``attribute`` share: the weights and the images."""
+    """What all commands that look at weights share: the weights and the images."""
 
     run: str = "runs/pretrain"  # run folder, RUN/best, timm:NAME, hf-hub:USER/NAME, FILE.safetensors or FILE?NAME
     data: DataConfig | None = None  # null: the data the run was trained on

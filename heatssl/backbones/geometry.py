@@ -70,7 +70,7 @@ def geometry(backbone: nn.Module, image_size: int) -> Geometry:
         image_size: pixels of the square input.
 
     Raises:
-        UserError: when the image is not a whole number of patches.
+        UserError: when the image is not a whole number of patches, or the map is not square or does not divide it.
     """
     check_whole_patches(backbone, image_size, "data.image_size")
     channels, rows, columns = map_shape(backbone, image_size)

@@ -109,6 +109,7 @@ class _Steps(Sampler[list[_View]]):
             chosen = order[first : first + self.batch_size].tolist()
             # An image's place in the whole batch: several processes show the very crops of one.
             places = enumerate(chosen, start=self.rank * self.batch_size)
+            # The 0 says nothing, but without it recorded runs would draw other crops.
             yield [_View(index, (self.seed, step, 0, place), self.crops) for place, index in places]
 
 

@@ -9,6 +9,14 @@ from heatssl.errors import UserError
 def stratified_split(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to fit and rows held out: the share of each class, at least one where the class has two.
 
+    Args:
+        y: integer labels (N,).
+        share: held out, between 0 and 1.
+        seed: of the choice.
+
+    Returns:
+        row indices to fit (n,) and held out (N - n,), class by class.
+
     Raises:
         UserError: when no class has two images.
     """

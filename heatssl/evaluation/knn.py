@@ -28,8 +28,8 @@ def knn_accuracy(
 ) -> float:
     """Share of test features whose k nearest training features, by cosine, vote for the right label.
 
-    Memory beyond the input is ``query_chunk * (bank_chunk + k)`` floats however large the bank: the best k so
-    far are merged with each chunk's best k.
+    Memory beyond the input is ``query_chunk * (bank_chunk + k) + bank_chunk * C`` floats however large the bank: the
+    best k so far are merged with each chunk's best k.
 
     Args:
         train_x: (N, C), any floating type; each chunk is computed in float32.

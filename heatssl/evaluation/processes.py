@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 _PATIENCE = timedelta(days=1)  # one process may have slower files than the others
+# Not empty once join() has met the others. A group that Lightning has made does not count: within it online kNN runs
+# on one process alone, and an exchange would wait for ever.
 _joined: list[bool] = []
 
 

@@ -194,7 +194,8 @@ def knn_segmentation(
     """Each position is what the k positions of train most like it are, weighted by exp(cosine / temperature).
 
     A position of train votes for the classes of its pixels, each by its share; positions without a pixel that counts
-    do not vote. Memory beyond the input is a copy of the maps of train, and ``chunk * (bank_chunk + k)`` floats.
+    do not vote. Memory beyond the input is a copy of the maps of train, and ``chunk * (bank_chunk + k * classes)``
+    floats.
 
     Args:
         train_maps: (N, C, h, w), any floating type.

@@ -84,6 +84,9 @@ def harmonic_weights(visible: Tensor, queried: Tensor, grid: tuple[int, int], an
 
     Returns:
         (B, K, m, n) of the anisotropy's type, each row sums to one; not negative where the anisotropy is real.
+
+    Raises:
+        torch.linalg.LinAlgError: when visible positions are not distinct.
     """
     precise = torch.promote_types(anisotropy.dtype, torch.float64)
     wide = anisotropy if anisotropy.device.type == "mps" else anisotropy.to(precise)

@@ -74,13 +74,13 @@ class OnlineKnn(L.Callback):
 
     @torch.no_grad()
     def _features(self, name: str, data: Subset, module: "PretrainModule") -> tuple[Tensor, Tensor]:
+        if not len(data):
+            raise UserError("online kNN has no images to look at: set trainer.knn_every=0, or give train more of them")
         features, labels = [], []
         for images, some_labels in self._batches(name, data):
             normalised = normalise(images.to(module.device), self.config.data)
             features.append(pooled_features(module.objective.backbone, normalised).float())
             labels.append(some_labels)
-        if not len(data):
-            raise UserError("online kNN has no images to look at: set trainer.knn_every=0, or give train more of them")
         if not features:
             raise UserError(f"none of {len(data)} images can be read, such as {data.name(0)}: check their permissions")
         return torch.cat(features), torch.cat(labels).to(module.device)
