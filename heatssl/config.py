@@ -13,7 +13,8 @@ class DataConfig:
     """Where images come from and how they become a batch.
 
     ``name``: ``shapes`` (generated, needs no root), ``folder`` (``root/train/<class>/*.jpg`` and
-    ``root/val/<class>/*.jpg``) or ``tar`` (one plain tar file of that layout, read in place).
+    ``root/val/<class>/*.jpg``), ``tar`` (one plain tar file of that layout, read in place) or ``images`` (any folder
+    of images, without classes).
     """
 
     # changes the result

@@ -87,7 +87,7 @@ def open_boxed(config: DataConfig, split: Split, mask_value: int = 1) -> Boxed:
 def _annotated(config: DataConfig, split: Split) -> Boxed | None:
     """Boxes in COCO's format, None where no file holds any."""
     if config.name not in {"folder", "tar"}:
-        raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
+        raise UserError(f"data={config.name} has no boxes: use data=shapes, data=folder or data=tar")
     read = coco.in_tar if config.name == "tar" else coco.in_folder
     found = read(root_of(config.root, config.name), split)
     return found and Boxed(found[0], found[1].boxes, found[1].classes)

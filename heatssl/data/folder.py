@@ -1,17 +1,52 @@
 """``data=folder``: images in ``root/{train,val}/<class>/``, nested at will below the class."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
 from heatssl.data.decode import decode
 from heatssl.data.image_data import Split
-from heatssl.data.layout import LAYOUT, SPLITS, ClassFolders, check_classes_agree, check_split, is_image, root_of
+from heatssl.data.layout import (
+    LAYOUT,
+    SPLITS,
+    WITHOUT_CLASSES,
+    ClassFolders,
+    check_classes_agree,
+    check_split,
+    is_image,
+    root_of,
+)
 from heatssl.errors import UserError
 
 
-class Folder(ClassFolders):
+class ImageFiles(ClassFolders):
+    """Image files below a folder.
+
+    Args:
+        folder: where paths begin.
+        classes, paths, class_names: see :class:`heatssl.data.layout.ClassFolders`.
+    """
+
+    def __init__(self, folder: Path, classes: list[str], paths: Iterable[str], class_names: Iterable[str]) -> None:
+        super().__init__(classes, paths, class_names)
+        self.folder = folder
+
+    def name(self, i: int) -> str:
+        """Path of image i."""
+        return str(self.folder / self._paths[i])
+
+    def version(self, i: int) -> str:
+        """Path below the folder, size and times of file i."""
+        return f"{self._paths[i]} {state_of(self.folder / self._paths[i])}"
+
+    def load(self, i: int) -> Image.Image:
+        """Decode image i to RGB."""
+        return decode((self.folder / self._paths[i]).read_bytes())
+
+
+class Folder(ImageFiles):
     """One split of an image folder. Labels follow the sorted class names of train, in val as well.
 
     Args:
@@ -32,28 +67,17 @@ class Folder(ClassFolders):
                 names[each] = _class_names(base, each, expected_classes)
         check_classes_agree(str(base / "val"), names["train"], names.get("val", []))
 
-        self.folder = base / split
-        found = {name: images_below(self.folder / name) for name in names[split]}
+        folder = base / split
+        found = {name: images_below(folder / name) for name in names[split]}
         empty = [name for name, paths in found.items() if not paths]
         if empty:
-            raise UserError(f"{self.folder / empty[0]} holds no images: add some or remove the folder")
+            raise UserError(f"{folder / empty[0]} holds no images: add some or remove the folder")
         super().__init__(
+            folder,
             names["train"],
             (f"{name}/{path}" for name, paths in found.items() for path in paths),
             (name for name, paths in found.items() for _ in paths),
         )
-
-    def name(self, i: int) -> str:
-        """Path of image i."""
-        return str(self.folder / self._paths[i])
-
-    def version(self, i: int) -> str:
-        """Path below the split, size and times of file i."""
-        return f"{self._paths[i]} {state_of(self.folder / self._paths[i])}"
-
-    def load(self, i: int) -> Image.Image:
-        """Decode image i to RGB."""
-        return decode((self.folder / self._paths[i]).read_bytes())
 
 
 def state_of(path: Path) -> str:
@@ -79,7 +103,7 @@ def existing(root: str) -> Path:
         if any(images_below(child) for child in _visible_folders(base) if child.name != "val"):
             raise UserError(
                 f"{base} has class folders but no train/: move them into {base / 'train'}, "
-                f"and some of their images into {base / 'val'}"
+                f"and some of their images into {base / 'val'}; {WITHOUT_CLASSES}"
             )
     return base
 
@@ -87,7 +111,8 @@ def existing(root: str) -> Path:
 def _class_names(base: Path, split: Split, expected: int | None) -> list[str]:
     folder = base / split
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing: lay out {base} as {LAYOUT}")
+        instead = WITHOUT_CLASSES if split == "train" else "data.held_out=0.1 takes a part of train in its place"
+        raise UserError(f"{folder} is missing: lay out {base} as {LAYOUT}; {instead}")
     names = [child.name for child in _visible_folders(folder)]
     loose = sum(is_image(entry.name) and entry.is_file() for entry in os.scandir(folder))
     check_split(str(folder), split, names, loose, expected)

@@ -12,6 +12,7 @@ from heatssl.errors import UserError
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg"
+WITHOUT_CLASSES = "to pretrain without classes, data=images takes any folder"
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
@@ -85,7 +86,7 @@ def check_split(where: str, split: Split, classes: Sequence[str], loose_images: 
         beside = f"beside {len(classes)} class folders" if classes else "and no class folders"
         raise UserError(
             f"{where} holds {loose_images:,} loose images {beside}: move every image to {split}/<class>/, "
-            f"with the class names of the other split"
+            f"with the class names of the other split; {WITHOUT_CLASSES}"
         )
     if not classes:
         raise UserError(f"{where} holds no images: fill it as {LAYOUT} ({', '.join(sorted(EXTENSIONS))})")

@@ -111,7 +111,7 @@ def _whole(config: DataConfig, split: Split, size: int | None) -> MaskedData:
         return _in_tar(root_of(config.root, "tar"), split)
     if config.name == "folder":
         return _in_folder(root_of(config.root, "folder"), split)
-    raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
+    raise UserError(f"data={config.name} has no masks: use data=shapes, data=folder or data=tar")
 
 
 def read_mask(data: MaskedData, i: int) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from heatssl.config import DataConfig
 from heatssl.data.folder import Folder
 from heatssl.data.image_data import ImageData, Split, Subset, balanced_subset
+from heatssl.data.images import Images
 from heatssl.data.shapes import Shapes
 from heatssl.data.tar import Tar
 from heatssl.errors import UserError
@@ -57,7 +58,11 @@ def _whole(config: DataConfig, split: Split, size: int | None) -> ImageData:
         return Folder(config.root, split, config.expected_classes)
     if config.name == "tar":
         return Tar(config.root, split, config.expected_classes)
-    raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder or data=tar")
+    if config.name == "images":
+        if config.expected_classes is not None:
+            raise UserError("data=images has no classes: set data.expected_classes=null")
+        return Images(config.root, split)
+    raise UserError(f"unknown data set {config.name!r}: use data=shapes, data=folder, data=tar or data=images")
 
 
 def part_of_train(train: ImageData, config: DataConfig, split: Split) -> NDArray[np.int64]:

@@ -48,6 +48,8 @@ class Source:
     @cached_property
     def splits(self) -> dict[Split, ImageData]:
         """Train and val, or the held-out share in its place, opened once; both have images of the same classes."""
+        if self.data.name == "images":
+            raise UserError("data=images has no classes to measure by: name labelled ones, data=folder data.root=PATH")
         found: dict[Split, ImageData] = {split: open_split(self.data, split) for split in ("train", "val")}
         check_classes(found["train"], found["val"], self.split)
         return found

@@ -154,7 +154,7 @@ def fit(config: PretrainConfig, train: ImageData, module: PretrainModule, resume
         every=settings.log_every,
         tensorboard=settings.tensorboard,
     )
-    knn = OnlineKnn(train, config, metrics) if settings.knn_every else None
+    knn = OnlineKnn(train, config, metrics) if settings.knn_every and len(train.classes) > 1 else None
     stop = StopRequest()
     saving = Checkpoints(config, metrics, knn, stop)
     expected = expected_of(config)
@@ -249,9 +249,10 @@ def _expectation(config: PretrainConfig, expected: Expected | None) -> str:
 def _opening(config: PretrainConfig, train: ImageData, module: PretrainModule, resume: ResumePoint | None) -> str:
     settings, decay = config.trainer, module.decay
     start = f"goes on at step {resume.step}" if resume else "starts"
+    classes = f"of {len(train.classes)} classes" if len(train.classes) > 1 else "of one class (no online kNN)"
     return (
         f"{config.output} {start}: {config.objective.get('name')} on {config.backbone}, "
-        f"{len(train)} images of {len(train.classes)} classes at {config.data.image_size} px, "
+        f"{len(train)} images {classes} at {config.data.image_size} px, "
         f"{settings.steps} steps of {settings.batch_size * settings.devices * settings.nodes}\n"
         f"{(decay.decayed + decay.free) / 1e6:.2f} M parameters: "
         f"weight decay {config.optimizer.weight_decay:g} on {decay.decayed}, none on {decay.free}"
