@@ -19,9 +19,9 @@ def permission_errors() -> Iterator[None]:
         raise UserError(f"{error.filename or error} cannot be opened (permission denied): {fix}") from error
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``: did you mean 'x'?`` with the nearest known name, or nothing when none is near."""
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.3) -> str:
+    """``: did you mean 'x'?`` with the nearest known name, or nothing when none is as alike as ``cutoff``, of 1."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f": did you mean {nearest[0]!r}?" if nearest else ""
 
 
@@ -32,5 +32,5 @@ def check_choice(what: str, value: str, choices: Sequence[str], error: type[Exce
         ValueError: naming the nearest and all of them; another ``error`` where one is given.
     """
     if value not in choices:
-        hint = did_you_mean(str(value), choices) or ":"
+        hint = did_you_mean(str(value), choices, cutoff=0.6) or ":"
         raise error(f"unknown {what} {value!r}{hint} choose one of {', '.join(choices)}")

@@ -92,7 +92,7 @@ def test_evaluation_uses_the_images_of_the_run_unless_others_are_named() -> None
 
 def test_images_are_not_given_in_braces_to_an_evaluation() -> None:
     """There are no settings of theirs beneath, which the braces could change."""
-    with pytest.raises(UserError, match="choose one of folder, shapes, tar"):
+    with pytest.raises(UserError, match="choose one of folder, images, shapes, tar"):
         compose("knn", ["data={name: tar}"])
 
 
@@ -154,12 +154,12 @@ def test_home_is_expanded_where_the_shell_does_not() -> None:
             "objective.visible_ratio=warm",
             "objective.visible_ratio=warm: expected a number, such as 0.25",
         ),
-        ("objective=qb_heap", "did you mean qb_heat? choose one of"),
-        ("prior=laplas", "did you mean laplace? choose one of"),
+        ("objective=qb_heap", "unknown objective 'qb_heap': did you mean 'qb_heat'? choose one of"),
+        ("prior=laplas", "did you mean 'laplace'? choose one of"),
         ("prior.wieght=1", "unknown key 'prior.wieght'"),
         ("prior.weight=1", "unknown key 'prior.weight' of prior=none: choose a law first, such as prior=laplace"),
-        ("data=nope", "unknown data=nope: choose one of folder, shapes, tar"),
-        ("recipe=imagnette_cpu", "did you mean imagenette_cpu?"),
+        ("data=nope", "unknown data 'nope': choose one of folder, images, shapes, tar"),
+        ("recipe=imagnette_cpu", "did you mean 'imagenette_cpu'?"),
         ("data=folder", "data=folder needs data.root=PATH"),
         ("trainer.steps=abc", "trainer.steps=abc: expected a whole number"),
         ("trainer.steps=1.5", "trainer.steps=1.5: expected a whole number"),

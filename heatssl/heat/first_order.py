@@ -106,10 +106,11 @@ class FirstOrder(Propagator):
             return self._rotate(zeta, dx, dy)
         if dx != int(dx) or dy != int(dy):
             raise ValueError(f"full matrices move by whole patches, not by ({dx}, {dy}): use commuting=True")
-        identity = torch.eye(self.channels, dtype=self.matrix_a.dtype, device=zeta.device)
+        wide = accumulator(self.matrix_a.dtype)  # half precision has no inverse
+        identity = torch.eye(self.channels, dtype=wide, device=zeta.device)
         with full_precision(zeta):
-            move_x = torch.linalg.matrix_power(identity + self.matrix_a, int(dx))
-            move_y = torch.linalg.matrix_power(identity + self.matrix_b, int(dy))
+            move_x = torch.linalg.matrix_power(identity + self.matrix_a.to(wide), int(dx))
+            move_y = torch.linalg.matrix_power(identity + self.matrix_b.to(wide), int(dy))
             both = move_y @ move_x
         return apply_matrix(both, zeta)
 

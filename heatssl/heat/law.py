@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatssl.ops import by_corner, full_precision
+from heatssl.ops import accumulator, by_corner, full_precision
 
 
 class Law(nn.Module):
@@ -168,6 +168,7 @@ def relative_residual(law: Law, field: Tensor) -> Tensor:
     Returns:
         scalar, the same for every multiple of a field under a linear law.
     """
+    field = field.to(accumulator(field.dtype))  # squares overflow in float16
     spread = field - field.mean(dim=(0, 2, 3), keepdim=True)
     return law.loss(field) / spread.square().mean().clamp_min(1e-12)
 
@@ -191,4 +192,4 @@ def commutator(a: Tensor, b: Tensor) -> Tensor:
 
 def spectral_radius(step: Tensor) -> Tensor:
     """Largest |eigenvalue| of a step matrix I + A (C, C): above 1, some field grows at each step."""
-    return torch.linalg.eigvals(step).abs().max()
+    return torch.linalg.eigvals(step.to(accumulator(step.dtype))).abs().max()  # half precision has no solver

@@ -44,7 +44,7 @@ def heat_semigroup(
             is negative or infinite, or a tensor t of another shape.
     """
     _check_known(boundary, laplacian)
-    if z.ndim != 4 or not z.is_floating_point():
+    if z.ndim != 4 or not z.is_floating_point() or 0 in z.shape[2:]:
         raise ValueError(f"a field is a floating-point tensor (B, C, H, W), not {tuple(z.shape)} of {z.dtype}")
     field = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
     time = _broadcast_time(t, field)

@@ -33,10 +33,10 @@ from heatssl.objectives.extrapolation import Extrapolation, fill_from_corner
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.painting import carry_rest, centred_positions
-from heatssl.objectives.processes import gather, world_size
+from heatssl.objectives.processes import gather, share_of_batch, world_size
 from heatssl.objectives.targets import rows, to_pixels
 from heatssl.objectives.views import recolour, view_settings
-from heatssl.ops import full_precision
+from heatssl.ops import accumulator, full_precision
 
 AgainstCollapse = Literal["contrast", "isotropy", "teacher"]
 LARGEST_DEVIATION = 2.0  # pixels that a point of heat spreads to, as in SimCLR's blur (2002.05709, appendix A)
@@ -142,6 +142,7 @@ class HeatJEPA(Objective):
             loss = contrast_of_parts(parts, self.temperature)
         elif self.against_collapse == "isotropy":
             distance, isotropy = (parts - parts.mean(dim=0)).square().mean(), sigreg(parts)
+            distance = distance * share_of_batch(parts.shape[1], parts.device)
             loss = (1 - self.isotropy_weight) * distance + self.isotropy_weight * isotropy
             logs |= {"loss/distance": distance.detach(), "loss/isotropy": isotropy.detach()}
         else:
@@ -260,7 +261,7 @@ def contrast_of_parts(parts: Tensor, temperature: float) -> Tensor:
     """
     number, batch = parts.shape[:2]
     with full_precision(parts):  # cosines over a small temperature need their digits
-        own = F.normalize(parts.float(), dim=2)
+        own = F.normalize(parts.to(accumulator(parts.dtype)), dim=2)
         everyone, start = gather(own.transpose(0, 1).flatten(1))  # a row for each image: (N, P D)
         logits = torch.einsum("pbd,nqd->pbnq", own, everyone.unflatten(1, (number, -1))) / temperature
         image = torch.arange(batch, device=parts.device)

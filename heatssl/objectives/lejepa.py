@@ -21,6 +21,7 @@ from heatssl.backbones import feature_map, geometry
 from heatssl.errors import UserError
 from heatssl.objectives.isotropy import sigreg
 from heatssl.objectives.objective import Objective, Outputs, Story
+from heatssl.objectives.processes import share_of_batch
 from heatssl.objectives.projector import embedding_head
 from heatssl.objectives.views import random_view, view_settings
 
@@ -123,6 +124,7 @@ def prediction_loss(embeddings: Tensor, global_views: int) -> Tensor:
         global_views: their number.
 
     Returns:
-        scalar.
+        scalar; on several processes the mean over processes is the loss of the joint batch.
     """
-    return (embeddings - embeddings[:global_views].mean(dim=0)).square().mean()
+    distance = (embeddings - embeddings[:global_views].mean(dim=0)).square()
+    return distance.mean() * share_of_batch(embeddings.shape[1], embeddings.device)

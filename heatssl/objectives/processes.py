@@ -20,6 +20,15 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values if world_size() == 1 else _Sum.apply(values)
 
 
+def share_of_batch(images: int, device: torch.device) -> float | Tensor:
+    """What a mean over this process's images counts for: 1 where all have as many, as unreadable ones are left out."""
+    if world_size() == 1:
+        return 1.0
+    total = torch.tensor(float(images), device=device)
+    dist.all_reduce(total)
+    return images * world_size() / total
+
+
 def gather(rows: Tensor) -> tuple[Tensor, int]:
     """The rows of all processes, in the order of their ranks, differentiable.
 

@@ -22,7 +22,7 @@ from heatssl.objectives.objective import Objective, Outputs, Story
 from heatssl.objectives.processes import gather, world_size
 from heatssl.objectives.projector import embedding_head
 from heatssl.objectives.views import random_view, view_settings
-from heatssl.ops import full_precision
+from heatssl.ops import accumulator, full_precision
 
 
 class SimCLR(Objective):
@@ -96,7 +96,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         scalar; on several processes each has its share, and the mean over processes is the loss of the joint batch.
     """
     with full_precision(first):  # cosines over a small temperature need their digits
-        own = F.normalize(torch.cat([first, second]).float(), dim=1)
+        own = F.normalize(torch.cat([first, second]).to(accumulator(first.dtype)), dim=1)
         everyone, start = gather(own)
         row = torch.arange(len(own), device=own.device)
         partner = start + row.roll(len(first))

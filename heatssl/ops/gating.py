@@ -87,9 +87,14 @@ class _GatedLinear(torch.autograd.Function):
         by_product, activated = upstream @ weight, F.silu(gate)
         by_attended, by_own = (by_product * activated).split([attended.shape[-1], own.shape[-1]], dim=-1)
         by_gate = _before_silu(_times(by_product, attended, own), gate)
-        rows = upstream.flatten(0, -2)
-        by_weight = rows.mT @ _times(activated, attended, own).flatten(0, -2)
+        rows = _rows(upstream)
+        by_weight = rows.mT @ _rows(_times(activated, attended, own))
         return by_gate, by_attended, by_own, by_weight, None if bias is None else rows.sum(dim=0)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., d) -> (n, d); flatten(0, -2) takes neither a single vector nor batched gradients."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _times(x: Tensor, attended: Tensor, own: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from heatssl.ops.precision import full_precision
+from heatssl.ops.stencil import accumulator
+from heatssl.ops.surroundings import must_be_plain
 
 
 def turn(z: Tensor, modulus: Tensor, angle: Tensor, dim: int) -> Tensor:
@@ -38,6 +40,7 @@ def fill_quarters_commuting(quarter: Tensor, corner: Tensor, decay: Tensor, rota
     Returns:
         (B, C, 2h, 2w).
     """
+    check_corners(quarter, corner)
     height, width = quarter.shape[2:]
     block = torch.arange(4, device=corner.device)[:, None]
     dx = ((block % 2 - corner % 2) * width).to(decay.dtype)[..., None]  # (4, B, 1)
@@ -72,23 +75,37 @@ def fill_quarters_full(quarter: Tensor, corner: Tensor, step_x: Tensor, step_y: 
     return _assemble(torch.cat(moved, dim=1))
 
 
+def check_corners(quarter: Tensor, corner: Tensor) -> None:
+    """One corner for each quarter (B, C, h, w), 0 to 3; on a GPU their values are not looked at, to wait for nothing.
+
+    Raises:
+        ValueError: saying what they are.
+    """
+    if corner.shape != quarter.shape[:1]:
+        raise ValueError(f"corner is one number for each of {len(quarter)} quarters, not {tuple(corner.shape)}")
+    if corner.device.type == "cpu" and not must_be_plain() and not bool(((corner >= 0) & (corner < 4)).all()):
+        raise ValueError(f"corner must be 0 to 3, not {corner.tolist()}")
+
+
 def by_corner(quarter: Tensor, corner: Tensor) -> list[tuple[Tensor, int, int]]:
     """Quarters that lie in the same corner, with its row and column: (B, C, h, w), (B,) in ascending order.
 
     Empty groups are left out, but for one of a batch without images.
 
     Raises:
-        ValueError: when corners are not in ascending order, or not 0 to 3.
+        ValueError: when corners are not in ascending order, not 0 to 3, or not one for each quarter.
     """
+    check_corners(quarter, corner)
+    if not bool((corner.diff() >= 0).all()):
+        raise ValueError("corner must be in ascending order: sort the images by their corner")
     counts = torch.bincount(corner, minlength=4).tolist()
-    if len(counts) > 4 or not bool((corner.diff() >= 0).all()):
-        raise ValueError("corner must be 0 to 3 in ascending order: sort the images by their corner")
     found = [(group, *divmod(number, 2)) for number, group in enumerate(quarter.split(counts)) if len(group)]
     return found or [(quarter, 0, 0)]
 
 
 def _powers(step: Tensor, exponent: int) -> dict[int, Tensor]:
     """{0: I, 1: step^n, -1: step^-n}; torch squares repeatedly, and the inverse is taken once, at the end."""
+    step = step.to(accumulator(step.dtype))  # half precision has no inverse
     with full_precision(step):
         power = torch.linalg.matrix_power(step, exponent)
         identity = torch.eye(step.shape[0], dtype=step.dtype, device=step.device)

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from heatssl.errors import check_choice
 from heatssl.ops.stencil import (
@@ -41,7 +40,8 @@ def residual_loss(z: Tensor, stencil: Tensor, boundary: Boundary = "interior", b
             eager reference, which is also what remains, after one warning, where compiling fails.
 
     Returns:
-        Scalar, float32 (float64 for float64). Only the eager backend can be differentiated twice.
+        Scalar, float32 (float64 for float64). A gradient that is differentiated again (``create_graph=True``) is the
+        eager reference's, whatever the backend.
 
     Raises:
         ValueError: on an unknown boundary or backend, a stencil that is not (3, 3) or requires a gradient, or a field
@@ -113,9 +113,10 @@ class _ResidualLoss(torch.autograd.Function):
         return _kernels(backend).loss(z, weights, boundary)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (z,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates the gradient
+            return _differentiable(z, ctx.weights, ctx.boundary, upstream), None, None, None
         gradient, ctx.gradient = ctx.gradient, None  # ours alone, so it is scaled in place; a second call sweeps again
         if gradient is None:
             gradient = _kernels(ctx.backend).gradient(z, ctx.weights, ctx.boundary, upstream)
@@ -133,10 +134,18 @@ class _ResidualLossAndMap(torch.autograd.Function):
         return loss, residual
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(z, ctx.weights, ctx.boundary, upstream), None, None
         return _kernels("triton").gradient(z, ctx.weights, ctx.boundary, upstream), None, None
+
+
+def _differentiable(z: Tensor, weights: Weights, boundary: Boundary, upstream: Tensor) -> Tensor:
+    """The gradient, with a graph of its own."""
+    stencil = torch.tensor(weights, dtype=torch.float64).view(3, 3)
+    (gradient,) = torch.autograd.grad(_eager(z, stencil, boundary), z, upstream, create_graph=True)
+    return gradient
 
 
 def _kernels(backend: Backend) -> ModuleType:

@@ -65,7 +65,7 @@ class _RMSNorm(torch.autograd.Function):
             both, by_x = upstream * wide, upstream * bounded
             by_x = by_x.addcmul_(wide / bounded, both.mean(dim=-1, keepdim=True), value=-1).mul_(inverse)
             if ctx.needs_input_grad[1]:
-                by_weight = (both.flatten(0, -2).sum(dim=0) / bounded).to(weight.dtype)
+                by_weight = (both.reshape(-1, both.shape[-1]).sum(dim=0) / bounded).to(weight.dtype)
         if by_inverse is not None:  # in second derivatives alone
             by_root = -by_inverse * inverse.square() * (wide / bounded) / y.shape[-1]
             by_x = by_root if by_x is None else by_x + by_root

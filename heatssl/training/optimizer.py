@@ -42,7 +42,7 @@ def create_optimizer(objective: Objective, config: OptimizerConfig) -> tuple[tor
     if config.name not in known:
         raise UserError(f"unknown optimizer.name={config.name!r}{did_you_mean(config.name, known)}")
     exempt = {
-        f"{path}.{name}"
+        f"{path}.{name}" if path else name  # of the objective itself
         for path, module in objective.named_modules()
         for name in getattr(module, "no_weight_decay", set)()
     }

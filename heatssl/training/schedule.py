@@ -10,7 +10,8 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig) -> float:
     """Learning rate of step ``step`` of ``steps``, both counted from 0.
 
     Rises by equal amounts to ``learning_rate``, which step ``warmup_steps`` is the first to have in full;
-    falls along a cosine to ``final_learning_rate``, which the last step has.
+    falls along a cosine to ``final_learning_rate``, which the last step has. A run no longer than its warm-up ends
+    before the peak.
     """
     peak, final, warmup = optimizer.learning_rate, optimizer.final_learning_rate, optimizer.warmup_steps
     share = warmup_cosine(step, warmup, steps - 1)

@@ -13,6 +13,7 @@ from heatssl.heat import (
     NormLinear,
     Transport,
     commutator,
+    relative_residual,
 )
 from heatssl.ops import depthwise_stencil, fill_quarters_full, residual_loss, residual_loss_and_map
 
@@ -92,3 +93,12 @@ def test_turns_are_not_rounded():
     positions = torch.tensor([[[0.0, 0.0], [31.0, 29.0]]])
     without, within = both(lambda: law.to_rest(values, positions))
     torch.testing.assert_close(within, without)
+
+
+@pytest.mark.parametrize("law", [Laplace(), CorrelatedLaplace(8), FirstOrder(8, commuting=False)])
+def test_the_relative_residual_of_a_large_field_in_float16(law) -> None:
+    """Squares of 300 are more than float16 has: it said 0, a field that obeys the law."""
+    torch.manual_seed(0)
+    field = torch.randn(2, 8, 6, 6)
+    expected = relative_residual(law, field)
+    torch.testing.assert_close(relative_residual(law, (300 * field).half()), expected, rtol=0.01, atol=0)

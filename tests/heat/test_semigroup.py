@@ -180,5 +180,7 @@ def test_what_is_no_field_or_time_of_one_is_refused(field):
         heat_semigroup(field, math.inf)
     with pytest.raises(ValueError, match="floating-point"):
         heat_semigroup(field.to(torch.uint8), 1.0, "periodic")
+    with pytest.raises(ValueError, match="floating-point"):
+        heat_semigroup(field[:, :, :0], 1.0)
     with pytest.raises(ValueError, match=f"\\(B, {channels + 1}, H, W\\)"):
         HeatFlow(channels + 1).residual(field)

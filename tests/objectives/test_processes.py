@@ -9,6 +9,7 @@ import torch
 
 from heatssl.objectives.heat_jepa import contrast_of_parts
 from heatssl.objectives.isotropy import sigreg
+from heatssl.objectives.lejepa import prediction_loss
 from heatssl.objectives.processes import gather, sum_over_processes, world_size
 from heatssl.objectives.projector import BatchNorm, embedding_head
 from heatssl.objectives.simclr import nt_xent
@@ -17,6 +18,7 @@ LOSSES = {
     "nt_xent": lambda embeddings: nt_xent(*embeddings, 0.2),
     "contrast_of_parts": lambda embeddings: contrast_of_parts(embeddings, 0.2),
     "sigreg": lambda embeddings: sigreg(embeddings, 16),
+    "prediction_loss": lambda embeddings: prediction_loss(embeddings, 1),
 }
 
 # The second process has fewer images than the first: unreadable ones are left out of a batch.
@@ -28,6 +30,7 @@ import torch.multiprocessing as multiprocessing
 
 from heatssl.objectives.heat_jepa import contrast_of_parts
 from heatssl.objectives.isotropy import sigreg
+from heatssl.objectives.lejepa import prediction_loss
 from heatssl.objectives.projector import embedding_head
 from heatssl.objectives.simclr import nt_xent
 
@@ -35,6 +38,7 @@ LOSSES = {
     "nt_xent": lambda embeddings: nt_xent(*embeddings, 0.2),
     "contrast_of_parts": lambda embeddings: contrast_of_parts(embeddings, 0.2),
     "sigreg": lambda embeddings: sigreg(embeddings, 16),
+    "prediction_loss": lambda embeddings: prediction_loss(embeddings, 1),
 }
 
 

@@ -92,7 +92,7 @@ def test_one_query_by_hand():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation": "relu"}, "activation must be softmax or relu2"),
+        ({"activation": "relu"}, "unknown activation 'relu'"),
         ({"backend": "flash"}, "choose one of auto, eager, sdpa, triton"),
         ({"backend": "sdpa", "activation": "relu2"}, "sdpa is for softmax"),
     ],

@@ -96,3 +96,19 @@ def test_compiled_whole_it_is_the_same() -> None:
     tensors = inputs(dtype=torch.float32)
     compiled = torch.compile(gated_linear, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*tensors), gated_linear(*tensors))
+
+
+def test_a_single_vector_and_batched_gradients() -> None:
+    """Shapes (..., d) without any dimension before; and many gradients in one pass, as jacobian(vectorize=True)."""
+    vector = [tensor[0, 0].detach().requires_grad_() for tensor in inputs()[:3]]
+    weight, bias = inputs()[3:]
+    alone = torch.autograd.grad(gated_linear(*vector, weight, bias).sum(), [*vector, weight])
+    batch = [tensor.detach()[None, None].requires_grad_() for tensor in vector]
+    together = torch.autograd.grad(gated_linear(*batch, weight, bias).sum(), [*batch, weight])
+    for one, many in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, many.reshape(one.shape))
+    output = gated_linear(*batch, weight, bias)
+    many = torch.eye(output.numel(), dtype=output.dtype).unflatten(1, output.shape)
+    (rows,) = torch.autograd.grad(output, weight, many, is_grads_batched=True, retain_graph=True)
+    (row,) = torch.autograd.grad(output, weight, many[2])
+    torch.testing.assert_close(rows[2], row)

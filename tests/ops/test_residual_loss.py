@@ -189,9 +189,26 @@ def test_compiled_backward_twice_without_and_with_grad_mode():
     with torch.no_grad():
         assert not residual_loss(z, SKEWED, backend="compiled").requires_grad
     assert not residual_loss(z.detach(), SKEWED, backend="compiled").requires_grad
-    (first,) = torch.autograd.grad(residual_loss(z, SKEWED, backend="compiled"), z, create_graph=True)
-    with pytest.raises(RuntimeError):
-        first.sum().backward()
+
+
+def check_gradient_penalty(backend: str, boundary: str) -> None:
+    """A penalty on the gradient beside other terms must not be left out without a word."""
+    z = torch.randn(2, 4, 5, 7, requires_grad=True)
+
+    def penalty(loss: torch.Tensor) -> torch.Tensor:
+        (gradient,) = torch.autograd.grad(3 * loss + z.square().sum(), z, create_graph=True)
+        return gradient.square().sum()
+
+    (wanted,) = torch.autograd.grad(penalty(residual_loss(z, SKEWED, boundary, "eager")), z)
+    for fused in (residual_loss, lambda *arguments: residual_loss_and_map(*arguments)[0]):
+        (found,) = torch.autograd.grad(penalty(fused(z, SKEWED, boundary, backend)), z)
+        torch.testing.assert_close(found, wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize("boundary", ["interior", "reflect"])
+def test_a_fused_gradient_can_be_differentiated(boundary):
+    check_gradient_penalty("compiled", boundary)
 
 
 def test_eager_gradcheck_twice():
@@ -282,7 +299,7 @@ def test_torch_func_differentiates_large_fields_too():
 IN_THE_INTERPRETER = """
 import pathlib, sys, torch
 sys.path.insert(0, str(pathlib.Path({folder!r})))
-from test_residual_loss import LAYOUTS, SKEWED, TOLERANCE, check_backend
+from test_residual_loss import LAYOUTS, SKEWED, TOLERANCE, check_backend, check_gradient_penalty
 contiguous, channels_last = LAYOUTS
 cases = [
     ("interior", contiguous, (2, 3, 5, 6)),  # one line of quads, in which fields end
@@ -306,6 +323,7 @@ check_backend("triton", at_odd_places, SKEWED, "interior", TOLERANCE[dtype])
 negated = torch.complex(*torch.randn(2, 1, 2, 5, 6)).conj().imag  # a sign that is kept apart from the numbers
 assert negated.is_neg()
 check_backend("triton", negated, SKEWED, "interior", TOLERANCE[torch.float32])
+check_gradient_penalty("triton", "interior")
 print("checked")
 """
 # Starting the interpreter takes longer than a case: those that always run share one.

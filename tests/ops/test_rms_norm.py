@@ -79,3 +79,8 @@ def test_compiled_whole_it_is_the_same() -> None:
     x, weight = field(dtype=torch.float32)
     compiled = torch.compile(rms_norm, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight, EPS), rms_norm(x, weight, EPS))
+
+
+def test_a_single_vector() -> None:
+    x, weight = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-6), (x, weight))

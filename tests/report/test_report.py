@@ -262,7 +262,7 @@ def test_a_report_needs_neither_torch_nor_matplotlib(full_run: Path) -> None:
             "heat_completion",
             ("visible", "reconstruction", "from_rest", "law_residual"),
             "What heat fills in",
-            ["visible patches", "filled in by heat", "painted from the mean", "law residual"],
+            ["visible patches", "filled in by heat", "painted from the mean", "residual of heat at rest"],
         ),
         ("simclr", ("first_view", "second_view"), "What is compared", ["one view", "another view"]),
         (None, ("visible", "law_residual"), "What the objective saw", ["visible part", "law residual"]),

@@ -100,7 +100,7 @@ def test_vectors_and_tables_are_not_decayed(name: str) -> None:
     wanted = {id(p): p for p in objective.parameters() if p.requires_grad}
     assert sorted(every) == sorted(wanted), "each parameter once"
     assert {key for key, p in wanted.items() if p.ndim < 2} < free
-    assert id(objective.backbone.pos_embed) in free
+    assert {id(objective.backbone.pos_embed), id(objective.mask_token)} < free
     assert decay.decayed + decay.free == sum(p.numel() for p in wanted.values())
 
 
