@@ -34,7 +34,8 @@ EXAMPLES = {
     "pretrain": [
         "heatssl pretrain recipe=demo",
         "heatssl pretrain data=folder data.root=/path/to/images backbone=vit_small_patch16_224",
-        "heatssl pretrain recipe=imagenette_cpu data.root=imagenette96.tar output=runs/mine",
+        "heatssl pretrain data=images data.root=/path/to/photographs trainer.steps=20000 output=runs/mine",
+        "heatssl pretrain recipe=imagenette_heat_jepa data.root=imagenette96.tar",
         "torchrun --nproc-per-node=8 tools/pretrain.py recipe=imagenet_vit_small data.root=/path/to/imagenet",
     ],
     "probe": [
