@@ -5,9 +5,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from heatssl.colours import colour_changes
 from heatssl.config import DataConfig
-
-_JITTER_PROBABILITY = 0.8  # SimCLR, arXiv:2002.05709, appendix A
 
 
 def augment(images: Tensor, config: DataConfig) -> Tensor:
@@ -19,7 +18,7 @@ def augment(images: Tensor, config: DataConfig) -> Tensor:
         images: uint8 (B, 3, S, S), or float in [0, 1].
         config: ``flip``: mirror half of the images left to right. ``colour_jitter`` s > 0: change
             brightness, contrast and saturation by up to s and hue by up to s / 4, in 80 % of the images.
-            ``grey``: probability of turning grey.
+            ``grey``: probability of turning grey. See :func:`heatssl.colours.colour_changes`.
 
     Returns:
         float32 (B, 3, S, S) in [0, 1].
@@ -65,12 +64,4 @@ def _channels(values: list[float], images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _colour_changes(strength: float, grey: float) -> nn.Module:
-    import kornia.augmentation as K  # a slow import, and the default augmentation needs none of it
-
-    changes: list[nn.Module] = []
-    if strength > 0:
-        hue = min(strength / 4, 0.5)
-        changes.append(K.ColorJiggle(strength, strength, strength, hue, p=_JITTER_PROBABILITY))
-    if grey > 0:
-        changes.append(K.RandomGrayscale(p=grey))
-    return nn.Sequential(*changes)
+    return nn.Sequential(*colour_changes(strength, grey))

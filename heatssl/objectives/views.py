@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from heatssl.colours import colour_changes
 from heatssl.ops import full_precision
 
 
@@ -100,12 +101,7 @@ def _operations(settings: ViewSettings) -> nn.Sequential:
 def _colours(settings: ViewSettings) -> nn.Sequential:
     import kornia.augmentation as K
 
-    operations: list[nn.Module] = []
-    if settings.colour_jitter > 0:
-        strength = settings.colour_jitter
-        operations.append(K.ColorJiggle(strength, strength, strength, min(strength / 4, 0.5), p=0.8))
-    if settings.grey > 0:
-        operations.append(K.RandomGrayscale(p=settings.grey))
+    operations = colour_changes(settings.colour_jitter, settings.grey)
     if settings.blur > 0:
         kernel = max(3, settings.size // 10 // 2 * 2 + 1)  # odd
         operations.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=settings.blur))
