@@ -7,6 +7,7 @@ import argparse
 import errno
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ GOES_ON = {  # what the same command does after it was stopped; the others begin
 }
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Native libraries pass on nothing but the text.
 DISK_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
@@ -87,6 +89,10 @@ def guarded(work: Callable[[], None], once_more: str = "begins again") -> int:
         work()
     except UserError as error:
         return _complain(str(error), EXIT_USER_ERROR)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         return _complain(f"interrupted; the same command {once_more}", EXIT_INTERRUPTED)
     except Exception as error:
@@ -96,6 +102,17 @@ def guarded(work: Callable[[], None], once_more: str = "begins again") -> int:
         remedy = f"free some space and run the same command again; it {once_more}"
         return _complain(f"no space left on device at {place}: {remedy}", EXIT_USER_ERROR)
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as in ``heatssl ... | head -1``; nothing is printed then."""
+    output = sys.__stdout__.fileno() if sys.__stdout__ else -1
+    asked = select.poll()
+    asked.register(output, 0)  # an error is told of without being asked for
+    if not any(found & select.POLLERR for _, found in asked.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # or Python would complain at its end
+    return True
 
 
 def full_disk(error: BaseException) -> str | None:

@@ -6,6 +6,7 @@ list of things, these may stand there as they are.
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import get_origin
 
 from heatssl.config import SCHEMAS, PretrainConfig, setting_types
@@ -28,7 +29,7 @@ def settings(command: str, words: Iterable[str]) -> list[str]:
         word = rest.pop(0)
         if word.startswith("--"):
             found.append(_renamed(command, _option(command, word, rest)))
-        elif _SETTING.match(word):
+        elif _SETTING.match(word) and not _is_path(command, word):
             found.append(_renamed(command, word))
         else:
             plain.append(word)
@@ -42,6 +43,13 @@ def settings(command: str, words: Iterable[str]) -> list[str]:
     if any(setting.startswith(f"{LISTS[command]}=") for setting in found):
         raise UserError(f"{plain[0]!r} and {LISTS[command]}=... name the same things: use one of them")
     return [*found, f"{LISTS[command]}=[{','.join(map(_quoted, plain))}]"]
+
+
+def _is_path(command: str, word: str) -> bool:
+    """Whether a word that looks like a setting names a file, and no setting of a command that takes files."""
+    key = word.partition("=")[0]
+    known = {*setting_types(SCHEMAS.get(command, PretrainConfig)), *SAME.get(command, {}), "data"}
+    return command in LISTS and key not in known and Path(word).exists()
 
 
 def _option(command: str, word: str, rest: list[str]) -> str:

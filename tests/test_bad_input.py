@@ -1,12 +1,19 @@
 """Bad input through the real command line: exit code 2, one line that names the fix, nothing written or lost."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from heatssl.backbones import create_backbone
 from heatssl.cli import main
+from heatssl.config import KnnConfig
+from heatssl.evaluation.source import open_source
+from heatssl.export import load_backbone
 
 TINY = [
     "backbone=vit_tiny_patch16_224",
@@ -78,6 +85,16 @@ CASES = {
     ),
     "fraction of a patch": (lambda _: ["data.image_size=36"], "32 or 40"),
     "unknown backbone": (lambda _: ["backbone=vit_tiny_patch16_244"], "vit_tiny_patch16_224"),
+    "weights to start from that are not there": (
+        lambda _: ["+backbone_arguments.checkpoint_path=nofile.pth"],
+        "nofile.pth",
+    ),
+    "no output": (lambda _: ["output="], "output= is empty"),
+    "output below a file": (
+        lambda images: [f"output={images / 'train' / 'cat' / '0.png' / 'run'}"],
+        "0.png is a file: choose another output=FOLDER",
+    ),
+    "a prior around one patch": (lambda _: ["objective=heat_jepa", "prior=laplace"], "two visible patches or more"),
     "too few classes": (lambda _: ["data.expected_classes=10"], "10"),
 }
 
@@ -121,3 +138,64 @@ def test_another_run_and_another_architecture_are_refused_and_left_alone(
     assert "embed_dim=48" in error
     assert "embed_dim=24" in error
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("spoil", [loose_val, class_only_in_val])
+def test_a_val_that_is_held_out_of_train_leaves_the_other_unread(spoil, images: Path, tmp_path: Path) -> None:
+    spoil(images)
+    assert pretrain(images, tmp_path / "run", "data.held_out=0.5") == 0
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have other losses, and nothing would say so."""
+    from heatssl.training.stop import StopRequest
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "agreed", lambda *_: True)
+        with pytest.raises(SystemExit):  # after its first step
+            pretrain(images, run)
+    (images / "train" / "cat" / "0.png").rename(images / "moved.png")
+    capsys.readouterr()
+    assert pretrain(images, run) == 2
+    error = capsys.readouterr().err
+    assert "was made of 8 images" in error
+    assert "there are 7 images" in error
+    (images / "moved.png").rename(images / "train" / "cat" / "0.png")
+    assert pretrain(images, run) == 0
+    (images / "train" / "cat" / "0.png").unlink()
+    assert pretrain(images, run) == 0, "it is finished"
+
+
+def test_random_weights_beside_a_backbone_that_began_with_others(images: Path, tmp_path: Path) -> None:
+    """A twin that loads the same file would be no twin; and the run must be read when the file is gone."""
+    weights = tmp_path / "start.pth"
+    size = {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 3}
+    torch.save(create_backbone("vit_tiny_patch16_224", 32, **size).state_dict(), weights)
+    run, still = tmp_path / "run", ["optimizer.learning_rate=1e-12", "optimizer.final_learning_rate=0"]
+    assert pretrain(images, run, f"+backbone_arguments.checkpoint_path={weights}", *still) == 0
+    weights.rename(tmp_path / "elsewhere.pth")
+    trained, info = load_backbone(run)
+    source = open_source(KnnConfig(run=str(run), workers=0))
+    twin, began = source.twin(seed=0), torch.load(tmp_path / "elsewhere.pth")
+    assert torch.allclose(trained.patch_embed.proj.weight, began["patch_embed.proj.weight"])
+    assert not torch.allclose(twin.patch_embed.proj.weight, began["patch_embed.proj.weight"])
+    assert "checkpoint_path" not in info.arguments
+
+
+def test_a_run_without_its_metrics_is_still_finished(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert pretrain(images, run) == 0
+    for name in ("metrics.jsonl", "pictures.npz"):
+        (run / name).unlink()
+    assert pretrain(images, run) == 0
+
+
+def test_who_reads_no_further_is_not_shown_a_traceback() -> None:
+    command = f"{sys.executable} -m heatssl.cli models | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

@@ -78,8 +78,8 @@ def _of_roformer(layer: RoFormerAttention, inputs: tuple[Tensor, Whereabouts], o
     query, key, value = layer.query_key_value(x)
 
     def to_weights(gradient: Tensor) -> Tensor:
-        attended = (gradient @ layer.leave.weight).unflatten(2, (layer.heads, -1)).transpose(1, 2)
-        return attended @ value.mT
+        attended = gradient.to(layer.leave.weight.dtype) @ layer.leave.weight  # under autocast they differ
+        return attended.unflatten(2, (layer.heads, -1)).transpose(1, 2) @ value.to(attended.dtype).mT
 
     return AttentionLayer(weights(query, key, for_heads(where)), None, output, to_weights)
 
@@ -97,8 +97,8 @@ def _of_gated_unit(unit: GatedAttentionUnit, inputs: tuple[Tensor, Whereabouts],
     size = (gate.float().square() @ value.float().square().mT).sqrt()
 
     def to_weights(gradient: Tensor) -> Tensor:
-        to_mixed = gradient @ unit.leave.weight[:, : unit.apart[0]]
-        return (gate * to_mixed @ value.mT)[:, None]
+        to_mixed = gradient.to(unit.leave.weight.dtype) @ unit.leave.weight[:, : unit.apart[0]]
+        return (gate * to_mixed @ value.to(to_mixed.dtype).mT)[:, None]
 
     return AttentionLayer(weights(query, key, where)[:, None], size[:, None], output, to_weights)
 

@@ -61,6 +61,7 @@ def attribute(
             that are not normalised floats.
     """
     check_choice("size", size, ("input", "map"), UserError)
+    model = getattr(model, "_orig_mod", model)
     maps = explain(model, images, method, target, probe=probe, **options).maps
     maps = enlarge(maps, images) if size == "input" else _reduce(maps, model, images)
     return to_unit(maps) if normalize else maps
@@ -77,7 +78,8 @@ def explain(
 ) -> Attribution:
     """The raw result of a method, with its completeness error. Arguments as in :func:`attribute`."""
     function = find_method(method)
-    if images.ndim != 4 or not images.is_floating_point():
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose parts nobody can listen to
+    if images.ndim != 4 or not len(images) or not images.is_floating_point():
         raise UserError(
             f"images must be normalised floats (B, 3, H, W), not {images.dtype} {tuple(images.shape)}: "
             "see heatssl.data.normalise"

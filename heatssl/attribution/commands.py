@@ -1,5 +1,6 @@
 """``heatssl attribute``: heatmaps of images as arrays and PNG overlays, a list of them, and their scores."""
 
+import hashlib
 import json
 import math
 import re
@@ -57,7 +58,8 @@ def run_attribute(config: AttributeConfig) -> Path:
     """Explain some images by every method asked for, write maps and overlays, print the completeness errors.
 
     Writes ``attribution/NNN_METHOD_TARGET.npy`` and ``.png`` and lists them in ``attribution/attribution.json``; what
-    other targets, methods or weights (``best_NNN_METHOD_TARGET.npy``) wrote before stays there. Beside them
+    other targets, methods or weights (``best_NNN_METHOD_TARGET.npy``) wrote before stays there, and so do maps of other
+    images: where one of them has the name, a hash of the image's stands in the place of NNN. Beside them
     ``features.npz`` and ``extrapolation.npz`` of these images, see :mod:`heatssl.attribution.features` and
     :mod:`heatssl.attribution.extrapolation`.
 
@@ -147,17 +149,22 @@ def _write_maps(
     mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
     changed = options_text(method, options)
     kind = "_".join([method.replace(":", "_"), wish.kind, *re.findall(r"[\w.-]+", changed)])
+    listed = read_list(source.output / "attribution" / "attribution.json")
+    taken = {entry["file"]: entry["image"] for entry in [*listed.get("maps", []), *listed.get("checkpoints", [])]}
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
     shown = pixels(pictures.images, source.data)
     entries = []
     for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
+        name = pictures.names[index]
         file = f"attribution/{mark}{index:03d}_{kind}{step}.png"
+        if taken.get(file, name) != name:  # another image's, which stays
+            file = f"attribution/{mark}{hashlib.sha256(name.encode()).hexdigest()[:8]}_{kind}{step}.png"
         picture = picture_of(raw, image if config.over_image else None, size=config.size)
         _write_picture(source.output / file, picture)
         _write_array((source.output / file).with_suffix(".npy"), raw)
         entries.append(
             Map(
-                pictures.names[index],
+                name,
                 pictures.labels[index],
                 pictures.photos[index] if pictures.photos else None,
                 method,

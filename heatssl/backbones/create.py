@@ -1,6 +1,7 @@
 """A timm model for one image size, as a rule without its classifier."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -10,6 +11,8 @@ from heatssl.backbones.fields import patch_sides
 from heatssl.errors import UserError, did_you_mean
 
 TIMM_SOURCES = ("hf-hub:", "local-dir:")  # what timm.create_model takes besides its own names
+# What a model starts from, not what it is: who builds it again has weights of its own, or wants random ones.
+_STARTING_WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 _COUNTS = ("patch_size", "embed_dim", "depth", "num_heads")  # of transformers; timm takes some below 1 without a word
 
 
@@ -28,7 +31,7 @@ def create_backbone(
 
     Raises:
         UserError: on an unknown name (the nearest one is named), on arguments that the model does not take,
-            on counts below 1, and on an image smaller than one patch.
+            on counts below 1, on an image smaller than one patch, and on weights that are not to be had.
     """
     if not name.startswith(TIMM_SOURCES) and not timm.is_model(name):
         raise UserError(
@@ -53,13 +56,18 @@ def create_backbone(
             if "img_size" in arguments or "img_size" not in str(error):
                 raise
             backbone = timm.create_model(name, pretrained=pretrained, num_classes=classes, **arguments)
-    except (TypeError, ValueError, KeyError, AssertionError, ArithmeticError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, ArithmeticError, RuntimeError, OSError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
         raise UserError(
             f"{name} cannot be created for {image_size} pixels with {given}: {_first_line(error)}"
         ) from error
     _check_patch(name, backbone, image_size)
     return backbone
+
+
+def without_starting_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`create_backbone` that say what a model is, less those that say what it starts from."""
+    return {key: value for key, value in arguments.items() if key not in _STARTING_WEIGHTS}
 
 
 def _check_patch(name: str, backbone: nn.Module, image_size: int) -> None:

@@ -172,8 +172,14 @@ class GatedAttentionUnit(GatedUnit):
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether nobody replaced a module or listens to it, so that its function can be called in its place."""
-    listeners = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return type(module) is kind and not any(listeners)
+    everywhere = nn.modules.module
+    listeners = (
+        *(module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks),
+        *(everywhere._global_forward_pre_hooks, everywhere._global_forward_hooks),
+        *(everywhere._global_backward_pre_hooks, everywhere._global_backward_hooks),
+    )
+    # A forward of its own is how accelerate moves weights to where they are needed.
+    return type(module) is kind and "forward" not in vars(module) and not any(listeners)
 
 
 register_notrace_module(GatedAttentionUnit)  # branches on who runs it

@@ -112,4 +112,4 @@ def into_chunks(x: Tensor, slots: Tensor, chunks: int, places: int) -> Tensor:
     """
     room = torch.zeros(x.shape[0], chunks * places + 1, x.shape[2], dtype=x.dtype, device=x.device)
     filled = room.scatter(1, slots[..., None].expand(x.shape[0], -1, x.shape[2]), x)
-    return filled[:, :-1].unflatten(1, (chunks, places))
+    return filled[:, :-1].reshape(x.shape[0], chunks, places, x.shape[2])  # unflatten's sizes are constants in ONNX

@@ -1,6 +1,7 @@
 """Bytes of an image file -> RGB, as a viewer would show it."""
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ def decode(data: bytes) -> Image.Image:
         ValueError: on a pixel that is no number.
         Exception: whatever the decoder raises on a damaged file.
     """
-    image: Image.Image = _open(data)
-    image.load()
-    is_tiff = image.format == "TIFF"
-    image = ImageOps.exif_transpose(image)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Corrupt EXIF data")  # of which the pixels know nothing
+        image: Image.Image = _open(data)
+        image.load()
+        is_tiff = image.format == "TIFF"
+        image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):

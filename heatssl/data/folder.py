@@ -11,6 +11,7 @@ from heatssl.data.image_data import Split
 from heatssl.data.layout import (
     LAYOUT,
     SPLITS,
+    UNREAD,
     WITHOUT_CLASSES,
     ClassFolders,
     check_classes_agree,
@@ -54,15 +55,18 @@ class Folder(ImageFiles):
         split: which one to read.
         expected_classes: the number of class folders both must have; None: any, and val may be missing
             when train is read.
+        alone: train is read, and nothing is asked of val.
 
     Raises:
         UserError: when the layout is not that of an image folder; the message names the fix.
     """
 
-    def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
+    def __init__(
+        self, root: str | None, split: Split, expected_classes: int | None = None, *, alone: bool = False
+    ) -> None:
         base = existing(root_of(root, "folder"))
         names: dict[Split, list[str]] = {}
-        for each in SPLITS:
+        for each in ("train",) if alone else SPLITS:
             if (base / each).is_dir() or expected_classes is not None or each in ("train", split):
                 names[each] = _class_names(base, each, expected_classes)
         check_classes_agree(str(base / "val"), names["train"], names.get("val", []))
@@ -111,7 +115,7 @@ def existing(root: str) -> Path:
 def _class_names(base: Path, split: Split, expected: int | None) -> list[str]:
     folder = base / split
     if not folder.is_dir():
-        instead = WITHOUT_CLASSES if split == "train" else "data.held_out=0.1 takes a part of train in its place"
+        instead = WITHOUT_CLASSES if split == "train" else UNREAD
         raise UserError(f"{folder} is missing: lay out {base} as {LAYOUT}; {instead}")
     names = [child.name for child in _visible_folders(folder)]
     loose = sum(is_image(entry.name) and entry.is_file() for entry in os.scandir(folder))

@@ -11,6 +11,7 @@ from heatssl.data.image_data import Split
 from heatssl.errors import UserError
 
 SPLITS: tuple[Split, ...] = ("train", "val")
+UNREAD = "data.held_out=0.1 leaves val unread, and takes a part of train in its place"
 LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg"
 WITHOUT_CLASSES = "to pretrain without classes, data=images takes any folder"
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -111,7 +112,7 @@ def check_classes_agree(where: str, train: Sequence[str], val: Sequence[str]) ->
         lacking = f"class {unknown[0]!r}{more}, which train lacks"
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         and_lacks = f", and lacks {missing[0]!r}{others}, which train has" if missing else ""
-        raise UserError(f"{where} has {lacking}{and_lacks}: {hint}, or add it to train")
+        raise UserError(f"{where} has {lacking}{and_lacks}: {hint}, or add it to train; {UNREAD}")
 
 
 def root_of(root: str | None, name: str) -> str:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +39,12 @@ def chosen(config: DataConfig, split: Split, whole: Callable[[DataConfig, Split,
     Raises:
         UserError: when nothing is left, and what ``whole`` raises.
     """
-    if config.held_out:
-        train = chosen(replace(config, held_out=0.0), "train", whole)
-        return Subset(train, part_of_train(train, config, split))
-    size = size_of(config, split)
-    data = whole(config, split, size)
-    return data if size is None or size >= len(data) else balanced_subset(data, size)
+    place: Split = "train" if config.held_out else split
+    size = size_of(config, place)
+    data = whole(config, place, size)
+    if size is not None and size < len(data):
+        data = balanced_subset(data, size)
+    return Subset(data, part_of_train(data, config, split)) if config.held_out else data
 
 
 def _whole(config: DataConfig, split: Split, size: int | None) -> ImageData:
@@ -55,9 +54,9 @@ def _whole(config: DataConfig, split: Split, size: int | None) -> ImageData:
             raise UserError(f"shapes has {len(data.classes)} classes: set data.expected_classes=null")
         return data
     if config.name == "folder":
-        return Folder(config.root, split, config.expected_classes)
+        return Folder(config.root, split, config.expected_classes, alone=bool(config.held_out))
     if config.name == "tar":
-        return Tar(config.root, split, config.expected_classes)
+        return Tar(config.root, split, config.expected_classes, alone=bool(config.held_out))
     if config.name == "images":
         if config.expected_classes is not None:
             raise UserError("data=images has no classes: set data.expected_classes=null")

@@ -33,17 +33,20 @@ class Tar(ClassFolders):
         split: which one to read.
         expected_classes: the number of classes both must have; None: any, and val may be missing when
             train is read.
+        alone: train is read, and nothing is asked of val.
 
     Raises:
         UserError: when the file is not such a tar; the message names the fix.
     """
 
-    def __init__(self, root: str | None, split: Split, expected_classes: int | None = None) -> None:
+    def __init__(
+        self, root: str | None, split: Split, expected_classes: int | None = None, *, alone: bool = False
+    ) -> None:
         self.path = existing(root_of(root, "tar"))
         self._version = version_of(self.path)
         index = index_of(self.path, self._version)
         names: dict[Split, list[str]] = {}
-        for each in SPLITS:
+        for each in ("train",) if alone else SPLITS:
             entries = index[each]
             if entries or expected_classes is not None or each in ("train", split):
                 names[each] = sorted({_class_of(entry.path) for entry in entries} - {""})

@@ -72,7 +72,7 @@ def check_maps(train_maps: Tensor, train_y: Tensor, test_maps: Tensor, test_y: T
 def _check_values(split: str, kind: str, x: Tensor, y: Tensor) -> None:
     if len(x) == 0:
         raise UserError(f"{split} is empty: give at least one image")
-    if not x.is_floating_point() or y.is_floating_point() or y.is_complex():
+    if not x.is_floating_point() or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UserError(f"{split} {kind} must be floating and labels integer, not {x.dtype} and {y.dtype}")
     if not is_finite(x):
         raise UserError(f"{split} {kind} contain NaN or infinity: the weights are broken, use an earlier checkpoint")

@@ -67,6 +67,7 @@ def few_shot_probe(
     """
     check_draws(train_y, shots, share, draws)
     check_features(train_x, train_y, test_x, test_y)
+    train_y, test_y = train_y.long(), test_y.long()
     check_labels(train_y, test_y)
     classes = int(train_y.max()) + 1
     generator = torch.Generator().manual_seed(seed)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from heatssl.backbones import create_backbone, evaluation_mode, pooled_features
 from heatssl.config import DataConfig, FinetuneConfig
-from heatssl.data import ImageData, eval_loader, normalise
+from heatssl.data import BadFiles, ImageData, eval_loader, normalise
 from heatssl.data.crop import check_crop_scale
 from heatssl.errors import UserError, permission_errors
 from heatssl.evaluation.accuracy import right_answers
@@ -77,9 +77,7 @@ def run_finetune(config: FinetuneConfig) -> list[Result]:
         torch.manual_seed(config.seed)  # of the head's first weights
         model = Classifier(_with_drop_path(backbone, source, config.drop_path), len(train.classes))
         classifier = fit(model, train, data, config, source, weights)
-        results.append(
-            _result(weights, accuracy(classifier, val, data, source.device), source, config, train, val, start)
-        )
+        results.append(_result(weights, accuracy(classifier, val, data, source.device), source, config, train, start))
         if len(results) == 1 and is_first():
             _save(
                 source.output / f"{source.mark}finetuned.safetensors",
@@ -172,19 +170,30 @@ def timm_optimizer(model: Classifier, config: FinetuneConfig) -> torch.optim.Ada
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torch.device) -> float:
-    """Share of images, centre-cropped, that get their label; of several processes each sees its share of the images."""
+def accuracy(model: nn.Module, data: ImageData, config: DataConfig, device: torch.device) -> tuple[float, int]:
+    """Share of images, centre-cropped, that get their label, and how many could be read.
+
+    Of several processes each sees its share of the images.
+
+    Raises:
+        UserError: when none can be read, or more than ``config.bad_fraction`` cannot.
+    """
     rank, world = rank_and_world()
     loader = eval_loader(data, config, batch_size=256, rank=rank, world=world)
     counts = torch.zeros(2, dtype=torch.long)  # of right answers, and of images
+    bad = BadFiles(config.bad_fraction)
     with evaluation_mode(model):
         for batch in progress_bar(loader, name="val", shown=is_first()):
+            bad.update(batch)
             if len(batch.images):
                 logits = model(normalise(batch.images.to(device), config))
                 right = right_answers(logits.argmax(dim=1).cpu(), batch.labels)
                 counts += torch.tensor([right, len(batch.labels)])
+    bad.check()
     answered, images = total(counts).tolist()
-    return answered / max(1, images)
+    if not images:
+        raise UserError(f"none of the {len(data)} images of val can be read: check data.root={config.root}")
+    return answered / images, images
 
 
 def _save(path: Path, model: nn.Module, classes: list[str], info: BackboneInfo) -> None:
@@ -196,13 +205,13 @@ def _save(path: Path, model: nn.Module, classes: list[str], info: BackboneInfo) 
 
 def _result(
     weights: str,
-    found: float,
+    found: tuple[float, int],
     source: Source,
     config: FinetuneConfig,
     train: ImageData,
-    val: ImageData,
     start: float,
 ) -> Result:
+    share, images = found
     averaged = f"average of weights {config.ema:g}" if config.ema else "last weights"
     settings: dict[str, Any] = {
         "layer decay": config.layer_decay,
@@ -221,5 +230,5 @@ def _result(
         f"{', '.join(f'{name} {value:g}' for name, value in settings.items())}{clipped}, {averaged}, "
         f"{'bfloat16' if config.precision == 'bf16' else 'float32'}; mean over positions and a linear layer"
     )
-    sizes = (len(train), len(val))
-    return result_of(source, weights, "finetune", Accuracy(found), about, sizes, config, start)
+    sizes = (len(train), images)
+    return result_of(source, weights, "finetune", Accuracy(share), about, sizes, config, start)

@@ -72,7 +72,7 @@ def pool(log_probabilities: Tensor, pooling: str) -> Tensor:
         return log_probabilities.mean(dim=-2)
     if pooling == "maximum":
         return log_probabilities.amax(dim=-2)
-    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    entropy = torch.special.entr(log_probabilities.exp()).sum(dim=-1)  # 0 for a class that cannot be
     surest = entropy.argmin(dim=-1)[..., None, None].expand(
         *log_probabilities.shape[:-2], 1, log_probabilities.shape[-1]
     )

@@ -76,6 +76,7 @@ def linear_probe(
     train_views, test_views = (([x] if isinstance(x, Tensor) else list(x)) for x in (train_x, test_x))
     for train_view, test_view in zip(train_views, test_views, strict=True):
         check_features(train_view, train_y, test_view, test_y)
+    train_y, test_y = train_y.long(), test_y.long()
     check_labels(train_y, test_y)
     classes = int(train_y.max()) + 1
 

@@ -46,6 +46,7 @@ class TokenProbeResult:
     seconds: float
 
 
+@torch.inference_mode(mode=False)  # where nothing could be trained
 def token_probe(
     train_maps: Tensor,
     train_y: Tensor,
@@ -94,6 +95,7 @@ def token_probe(
     learning_rates = tuple(learning_rates) or LEARNING_RATES[head]
     check_maps(train_maps, train_y, test_maps, test_y)
     check_labels(train_y, test_y)
+    train_maps, test_maps, train_y, test_y = train_maps.detach(), test_maps.detach(), train_y.long(), test_y.long()
     classes, statistics = int(train_y.max()) + 1, moments(train_maps)
     fit, held = stratified_split(train_y, held_out, seed)
     trial = trial_epochs(epochs)
@@ -215,7 +217,7 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     # CUDA's other attention kernels add up gradients in an order of their own: two runs would differ.
     repeatable = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
-    with repeatable:
+    with repeatable, torch.enable_grad():
         for _ in range(epochs):
             order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
             for batch in order.split(batch_size):

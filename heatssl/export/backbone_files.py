@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.backbones import create_backbone
-from heatssl.backbones.create import TIMM_SOURCES
+from heatssl.backbones.create import TIMM_SOURCES, without_starting_weights
 from heatssl.errors import UserError
 from heatssl.files import write_atomically
 
@@ -47,10 +47,11 @@ class BackboneInfo:
             ValueError, TypeError: on what describes no backbone.
         """
         info = cls(**json.loads(text))
+        arguments = without_starting_weights(info.arguments)  # older files have them
         if info.format not in _UNSAID:
-            return info
+            return replace(info, arguments=arguments)
         unsaid = _UNSAID[info.format] if info.name.startswith(("gau_", "flash_")) else {}
-        return replace(info, format=FORMAT, arguments=unsaid | info.arguments)
+        return replace(info, format=FORMAT, arguments=unsaid | arguments)
 
     def to_json(self) -> str:
         """The contents of ``backbone.json``, and of the metadata beside weights."""

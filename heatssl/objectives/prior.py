@@ -197,7 +197,13 @@ class Prior(nn.Module):
 
 
 def fill_in(tokens: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens (B, n, C) at visible patches (B, n), Laplace's equation everywhere else: a field (B, C, *grid)."""
+    """Tokens (B, n, C) at visible patches (B, n), Laplace's equation everywhere else: a field (B, C, *grid).
+
+    Raises:
+        UserError: for a single patch, around which the field is the same everywhere and obeys any law.
+    """
+    if visible.shape[1] < 2:
+        raise UserError("a prior needs two visible patches or more in each set: show more of them, or larger images")
     everywhere = torch.arange(grid[0] * grid[1], device=tokens.device).expand(len(tokens), -1)
     with full_precision(tokens):
         weights = heat.harmonic_weights(visible, everywhere, grid, torch.ones(1, device=tokens.device))[:, 0]

@@ -62,7 +62,9 @@ def attention(
             return _by_triton(query, key, value, gate, activation, valid)
         if chosen == "sdpa":
             heads = _with_heads(query), _with_heads(key), _with_heads(value)
-            attended = F.scaled_dot_product_attention(*heads, scale=1.0).view(value.shape)
+            attended = F.scaled_dot_product_attention(*heads, scale=1.0)
+            if value.ndim != 4:  # of 4 it is as it should be: an exporter makes constants of a view's sizes
+                attended = attended.squeeze(0) if value.ndim == 3 else attended.view(value.shape)
             return attended if gate is None else gate * attended
     scores = query @ key.transpose(-2, -1)  # not mT, which not every ONNX exporter knows
     if activation == "relu2" and not torch.jit.is_scripting():

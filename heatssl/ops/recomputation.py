@@ -6,14 +6,16 @@ keeps ``inputs`` in the place of what ``make`` makes of them, beside what else `
 ``use`` a second time as well: the whole of attention, where making its queries and keys takes no matrix product.
 """
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 
-from heatssl.ops.surroundings import must_be_plain
+from heatssl.ops.surroundings import autocast_type, must_be_plain
 
 # Numbers of inputs from which what is kept weighs more than the third of a millisecond that it takes to set this up:
 # a batch of 8,192 tokens of 128 channels, and on a GPU, which would wait for it, 32,768.
@@ -45,6 +47,8 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, make: Make, use: Use, number: int, *tensors: Tensor) -> Tensor:
+        ctx.autocast = autocast_type(tensors[0])
+        ctx.lock = threading.RLock()  # a device's thread may meet it again in the middle of its own
         made = make(*tensors[:number])
         kept = _Kept(made, tensors)
         with torch.enable_grad(), saved_tensors_hooks(kept.pack, kept.unpack):
@@ -62,14 +66,16 @@ class _Recompute(torch.autograd.Function):
         needed, number, kept, saved = ctx.needs_input_grad[3:], ctx.number, ctx.kept, ctx.saved_tensors
         tensors = saved[: len(needed)]
         if torch.is_grad_enabled():  # somebody differentiates the gradient
-            output = ctx.use(*ctx.make(*tensors[:number]), *tensors[number:])
+            with _as_in_the_forward_pass(tensors[0].device.type, ctx.autocast):
+                output = ctx.use(*ctx.make(*tensors[:number]), *tensors[number:])
             return (None, None, None, *_gradients([output], tensors, [upstream], needed, create_graph=True))
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needed, strict=True)]
             made = ctx.make(*inputs[:number])
-        kept.made, kept.tensors = made, list(saved[len(needed) :])
-        found = torch.autograd.grad([ctx.end], ctx.starts, [upstream], retain_graph=True, allow_unused=True)
-        kept.tensors, kept.made = [], []
+        with ctx.lock:  # several threads may go through one graph
+            kept.made, kept.tensors = made, list(saved[len(needed) :])
+            found = torch.autograd.grad([ctx.end], ctx.starts, [upstream], retain_graph=True, allow_unused=True)
+            kept.tensors, kept.made = [], []
         by_inputs = _gradients(made, inputs[:number], found[: len(made)], needed[:number])
         return (None, None, None, *by_inputs, *found[len(made) :])
 
@@ -115,6 +121,13 @@ class _Kept:
         size, stride, offset = view
         made = self.made[index].detach()
         return made.as_strided(size, stride, made.storage_offset() + offset)
+
+
+def _as_in_the_forward_pass(device: str, asked: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast as it stood around the forward pass."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, asked, enabled=asked is not None, cache_enabled=False)
 
 
 def _edge(tensor: Tensor) -> GradientEdge:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype | None:
@@ -14,6 +15,9 @@ def autocast_type(tensor: Tensor) -> torch.dtype | None:
 
 @torch.jit.unused
 def must_be_plain() -> bool:
-    """Whether whoever runs this knows torch's own operations alone: a larger graph fuses them, transforms map them."""
+    """Whether whoever runs this knows torch's own operations alone: a larger graph fuses them, transforms map them.
+
+    So does differentiation in forward mode, which has no rule for ours.
+    """
     is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return is_graph or torch._C._are_functorch_transforms_active()
+    return is_graph or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -1,14 +1,18 @@
 """Checkpoints that are whole or absent: the last one to go on from, and the best one by online kNN."""
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from heatssl.backbones.create import without_starting_weights
 from heatssl.config import PretrainConfig
+from heatssl.data import ImageData
 from heatssl.errors import UserError
 from heatssl.export import BackboneInfo, first_mismatch, keep_backbone, save_backbone
 from heatssl.files import is_half_written, write_atomically
@@ -108,15 +112,22 @@ def checkpoint_path(folder: Path, name: str = "last") -> Path:
 def backbone_info(config: PretrainConfig, step: int) -> BackboneInfo:
     """What backbone.json says of a run's weights."""
     data = config.data
-    arguments = dict(config.backbone_arguments)
+    arguments = without_starting_weights(config.backbone_arguments)
     return BackboneInfo(config.backbone, data.image_size, arguments, list(data.mean), list(data.std), step)
+
+
+def known_images(data: ImageData) -> str:
+    """How many images there are, and a hash of their labels: another text when some were added or taken out."""
+    labels = np.asarray(data.labels, dtype=np.int64)
+    return f"{len(labels)} images ({hashlib.sha256(labels.tobytes()).hexdigest()[:8]})"
 
 
 def find_resume_point(folder: Path, config: PretrainConfig, module: "PretrainModule") -> ResumePoint | None:
     """The last checkpoint of a run folder, or None.
 
     Raises:
-        UserError: when the file is damaged, or was written by another architecture (both are named).
+        UserError: when the file is damaged, or was written by another architecture or, unless it is of the last step,
+            for other images (both are named).
     """
     path = checkpoint_path(folder)
     if not path.exists():
@@ -138,6 +149,12 @@ def find_resume_point(folder: Path, config: PretrainConfig, module: "PretrainMod
             f"{path} was made by {there} with objective {made_by['objective'].get('name')}, "
             f"this run asks for {here} with objective {config.objective.get('name')} ({mismatch}): "
             "choose another output=FOLDER"
+        )
+    images = checkpoint.get("images")  # absent from older checkpoints
+    if point.step < config.trainer.steps and images and module.images and images != module.images:
+        raise UserError(
+            f"{path} was made of {images}, and there are {module.images}: it cannot go on with the same losses; "
+            "put them back, or choose another output=FOLDER"
         )
     return point
 

@@ -127,9 +127,12 @@ def check_folder(config: PretrainConfig) -> None:
         UserError: when it holds another run (the first differences are named), when it holds any run and
             ``resume=never``, and when it is a file.
     """
+    if not config.output:
+        raise UserError("output= is empty, and would be this very folder: give output=FOLDER")
     folder = Path(config.output)
-    if folder.is_file():
-        raise UserError(f"output={folder} is a file: choose another output=FOLDER")
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"output={folder}: {there} is a file: choose another output=FOLDER")
     path = folder / "config.yaml"
     began = checkpoint_path(folder).exists() or (path.exists() and any(each != path for each in folder.iterdir()))
     if config.resume == "never" and began:

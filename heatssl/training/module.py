@@ -28,6 +28,7 @@ class PretrainModule(L.LightningModule):
 
     Attributes:
         batch, outputs: those of the latest step, for callbacks.
+        images: what the run is trained on, as checkpoints know it, see :func:`known_images`.
         gradient_norm: of the latest step, before clipping.
     """
 
@@ -40,6 +41,7 @@ class PretrainModule(L.LightningModule):
         self.objective = objective
         self.config = config
         self.bad_files = BadFiles(config.data.bad_fraction)
+        self.images = ""
         # Made here and not when Lightning asks, so that a wrong name stops before anything is written.
         self.optimizer, self.decay = create_optimizer(objective, config.optimizer)
         if config.optimizer.fade_in_steps:
@@ -76,6 +78,7 @@ class PretrainModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain types only: torch refuses to unpickle anything else from a checkpoint."""
         checkpoint["hyper_parameters"] = asdict(self.config)
+        checkpoint["images"] = self.images
         checkpoint["bad_files"] = self.of_every_process(self.bad_files.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from heatssl.training.checkpoint import (
     ResumePoint,
     backbone_info,
     find_resume_point,
+    known_images,
     remove_half_written,
 )
 from heatssl.training.checks import (
@@ -74,6 +75,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_settings(config)
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     module = build_module(config)
+    module.images = known_images(train)
     check_batch(config, module.objective)
     check_objective(config, module.objective)
     is_first = is_first_process()
@@ -261,6 +263,8 @@ def _opening(config: PretrainConfig, train: ImageData, module: PretrainModule, r
 
 def _closing(folder: Path) -> str:
     records = read(folder / "metrics.jsonl")
+    if not records:
+        return f"{folder} is finished; its metrics.jsonl is gone"
     last = records[-1]
     accuracies = [line["knn/accuracy"] for line in records if "knn/accuracy" in line and line["step"] > 0]
     best = f", best kNN {max(accuracies):.1%}" if accuracies else ""

@@ -1,5 +1,6 @@
 """The public function: ranges, sizes, targets, and that it leaves the model and the caller as they were."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,15 @@ def test_labels_per_image_equal_one_call_per_label(small_vit: Create, images: Te
     for row, label in enumerate((4, 0, 2)):
         alone = attribute(model, images[row : row + 1], "integrated_gradients", label, normalize=False, steps=4)
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-6)
+    labels = np.array([4, 0, 2])
+    assert torch.equal(attribute(model, images, target=labels), attribute(model, images, target=torch.tensor(labels)))
+    assert torch.equal(attribute(model, images, target=labels[0]), attribute(model, images, target=4))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "saliency", "attention_rollout"])
+def test_a_compiled_model_is_the_model(small_vit: Create, images: Tensor, method: str) -> None:
+    model = small_vit()
+    assert torch.equal(attribute(torch.compile(model), images, method), attribute(model, images, method))
 
 
 def test_the_probe_is_a_classifier_of_the_pooled_embedding(small_vit: Create, images: Tensor) -> None:
@@ -117,9 +127,11 @@ def test_bad_input_names_the_fix(small_vit: Create, images: Tensor) -> None:
         "use 'self'": (plain, images, "gradcam", "cat"),
         "target embedding": (plain, images, "gradcam", torch.zeros(7)),
         "normalised floats": (plain, images.to(torch.uint8)),
+        "not torch.float32 (0, 3, 32, 32)": (plain, images[:0]),
+        "one for each image": (classifier, images, "gradcam", torch.tensor([1, 2])),
         "NaN": (plain, images * float("nan")),
     }.items():
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=re.escape(message)):
             attribute(*call)
 
 

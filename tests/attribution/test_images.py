@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +42,13 @@ def attribute(run: Path, *words: str) -> int:
     return main(["attribute", f"run={run}", "methods=[gradcam]", "size=32", *words])
 
 
+def entries(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "attribution" / "attribution.json").read_text())["maps"]
+    return found
+
+
 def listed(folder: Path) -> list[str]:
-    return [entry["image"] for entry in json.loads((folder / "attribution" / "attribution.json").read_text())["maps"]]
+    return [entry["image"] for entry in entries(folder)]
 
 
 def test_files_and_folders_of_every_kind(run: Path, tmp_path: Path) -> None:
@@ -126,3 +132,24 @@ def test_neighbours_of_weights_without_data_are_refused(
     Image.fromarray(PIXELS).save("cat.jpg")
     assert main(["attribute", "cat.jpg", "--model", "timm:test_vit?random", "target=neighbours"]) == 2
     assert "needs images of train" in capsys.readouterr().err
+
+
+def test_maps_of_other_images_stay(run: Path, tmp_path: Path) -> None:
+    """A look at a photograph must not write over what a run's own images have."""
+    files = write_pictures(tmp_path / "pictures")
+    assert attribute(run, "count=2") == 0
+    own = listed(run)
+    maps = {entry["file"]: (run / entry["file"]).read_bytes() for entry in entries(run)}
+    assert attribute(run, *map(str, files[:2])) == 0
+    assert listed(run) == [*own, *map(str, files[:2])]
+    assert maps == {name: (run / name).read_bytes() for name in maps}
+    assert attribute(run, str(files[1])) == 0, "again, on its own"
+    assert listed(run) == [*own, *map(str, files[:2])]
+    assert all((run / entry["file"]).with_suffix(".npy").exists() for entry in entries(run))
+
+
+def test_a_file_whose_name_looks_like_a_setting(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a=b.png")
+    monkeypatch.chdir(tmp_path)
+    assert attribute(run, "a=b.png") == 0
+    assert listed(run) == ["a=b.png"]

@@ -136,3 +136,11 @@ def test_small_gains_are_not_lost_beside_what_was_there_from_the_start(
     faint, fainter = (explain(kinds[kind], images, "gradient_rollout", Scaled(scale)).maps for scale in (1e-7, 1e-9))
     assert fainter.amax() > 0
     torch.testing.assert_close(100 * fainter, faint, rtol=1e-3, atol=1e-6 * faint.amax().item())
+
+
+@pytest.mark.parametrize("kind", WITH_ATTENTION)
+def test_under_autocast(kinds: dict[str, nn.Module], kind: str, images: Tensor) -> None:
+    alone = attribute(kinds[kind], images, "gradient_rollout")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attribute(kinds[kind], images, "gradient_rollout")
+    assert torch.corrcoef(torch.stack([alone.flatten(), found.flatten()]))[0, 1] > 0.9

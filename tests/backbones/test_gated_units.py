@@ -208,6 +208,14 @@ def test_a_last_layer_that_was_replaced_or_is_listened_to_is_called(kind, mixed)
     torch.testing.assert_close(unit(x, where), alone)
     handle.remove()
     torch.testing.assert_close(F.linear(seen[0], unit.leave.weight, unit.leave.bias), alone)
+    ran: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda layer, *_: ran.append(layer))
+    unit(x, where)
+    handle.remove()
+    assert {unit.enter, unit.leave} < set(ran), "by whoever listens to all modules as well"
+    unit.leave.forward = lambda x: F.linear(x, unit.leave.weight, unit.leave.bias) + 1  # as accelerate moves weights
+    torch.testing.assert_close(unit(x, where), alone + 1)
+    del unit.leave.forward
     unit.leave = nn.Sequential(unit.leave, nn.Linear(WIDTH, WIDTH))
     torch.testing.assert_close(unit(x, where), unit.leave[1](alone))
     unit(x, where)

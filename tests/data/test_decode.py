@@ -145,3 +145,10 @@ def test_odd_sizes_are_decoded(size: tuple[int, int], mode: str) -> None:
 def test_a_broken_exif_does_not_cost_the_image() -> None:
     data = encoded(Image.new("RGB", (8, 8), "red"), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
     assert decode(data).size == (8, 8)
+
+
+def test_a_damaged_note_on_how_it_was_taken_is_passed_over_in_silence(recwarn: pytest.WarningsRecorder) -> None:
+    """The pixels are whole; Pillow's warning would be printed for every image, twice."""
+    data = encoded(Image.new("RGB", (8, 6), "red"), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00\x12\x01")
+    assert decode(data).size == (8, 6)
+    assert not recwarn.list

@@ -84,7 +84,7 @@ def test_the_other_layouts_name_this_one(tmp_path: Path, write_images: Write) ->
     for place, split, message in (
         ("flat", "train", "data=images takes any folder"),
         ("loose", "train", "data=images takes any folder"),
-        ("one", "val", "data.held_out=0.1 takes a part of train"),
+        ("one", "val", "data.held_out=0.1 leaves val unread"),
     ):
         with pytest.raises(UserError, match=message):
             open_split(DataConfig(name="folder", root=str(tmp_path / place)), split)

@@ -215,3 +215,18 @@ def test_settings_that_no_command_can_use(
 def test_a_small_subset_need_not_have_every_class(run: Path, images: Path) -> None:
     words = ["data=folder", f"data.root={images}", "data.val_size=2", "workers=0", "random_init=false", "k=3"]
     assert main(["knn", f"run={run}", *words]) == 0
+
+
+@pytest.mark.parametrize("command", ["knn", "mae", "finetune"])
+def test_a_val_that_cannot_be_read(command: str, images: Path, refused: Callable[..., str]) -> None:
+    """An accuracy over the others would be another protocol's, and over none 0 %."""
+    for file in (images / "val" / "emu").iterdir():
+        file.write_text("no image")
+    assert "4 of 12 images could not be read, over data.bad_fraction=0.01" in refused(command)
+
+
+def test_an_accuracy_counts_the_images_that_it_is_of(run: Path, images: Path) -> None:
+    next((images / "val" / "emu").iterdir()).write_text("no image")
+    words = ["data=folder", f"data.root={images}", "data.bad_fraction=0.5", "workers=0", "random_init=false"]
+    assert main([*COMMANDS["finetune"], f"run={run}", *words]) == 0
+    assert "12 train, 11 val images" in (run / "evaluation.json").read_text()

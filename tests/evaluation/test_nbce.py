@@ -60,6 +60,9 @@ def test_the_surest_context_decides():
     found = nbce(torch.stack([unsure, sure, unsure]), pooling="entropy", beta=0.0)
     torch.testing.assert_close(found, sure.log_softmax(-1))
     assert nbce(torch.stack([unsure, sure, unsure]), pooling="maximum").argmax() == 1
+    never = torch.tensor([0.0, 0.0, -torch.inf])  # a class that cannot be has no part in how sure a context is
+    masked = nbce(torch.stack([unsure + never, sure + never]), pooling="entropy", beta=0.0)
+    torch.testing.assert_close(masked, (sure + never).log_softmax(-1))
 
 
 def test_a_prior_is_taken_out_again():

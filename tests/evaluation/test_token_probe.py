@@ -8,6 +8,7 @@ from torch import Tensor
 
 from heatssl.errors import UserError
 from heatssl.evaluation import linear_probe, token_probe
+from heatssl.evaluation.few_shot import few_shot_probe
 from heatssl.evaluation.token_probe import HEADS, AttentivePooling, BlockPooling
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -158,3 +159,30 @@ def test_bad_input_is_named() -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             token_probe(*DATA, **settings)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_it_trains_wherever_it_is_asked_for(guard: type) -> None:
+    wanted = token_probe(*DATA, **SHORT).accuracy
+    with guard():
+        assert token_probe(*DATA, **SHORT).accuracy == wanted
+
+
+def test_maps_with_a_graph_keep_it_to_themselves() -> None:
+    train_maps, train_y, test_maps, test_y = DATA
+    weight = torch.ones(CHANNELS, 1, 1, requires_grad=True)
+    token_probe(train_maps * weight, train_y, test_maps * weight, test_y, **SHORT)
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_type(kind: torch.dtype) -> None:
+    train_maps, train_y, test_maps, test_y = DATA
+    labels = train_y.to(kind), test_y.to(kind)
+    assert token_probe(train_maps, labels[0], test_maps, labels[1], **SHORT).accuracy > 0.9
+    means = train_maps.mean((2, 3)), test_maps.mean((2, 3))
+    for solver in ("logistic_regression", "sgd"):
+        found = linear_probe(means[0], labels[0], means[1], labels[1], solver=solver, epochs=2)
+        assert found.accuracy == linear_probe(means[0], train_y, means[1], test_y, solver=solver, epochs=2).accuracy
+    few = few_shot_probe(means[0], labels[0], means[1], labels[1], shots=3, draws=2)
+    assert few.accuracy == few_shot_probe(means[0], train_y, means[1], test_y, shots=3, draws=2).accuracy

@@ -123,15 +123,22 @@ def test_a_model_whose_pooling_timm_fixes_says_so(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["vit", "gau", "flash", "roformer_v2"])
-def test_onnx_gives_the_same_features_for_any_number_of_images(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        *(("vit", 32), ("gau", 32), ("flash", 32), ("roformer_v2", 32)),
+        # More tokens than are mixed one by one, and chunks that do not fill the grid.
+        *(("gau", 64), ("roformer_v2", 64), ("flash", 64), ("flash", 72)),
+    ],
+)
+def test_onnx_gives_the_same_features_for_any_number_of_images(kind, size, tmp_path):
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    backbone = a_run(tmp_path, kind)
+    backbone = a_run(tmp_path, kind, size)
     assert main(["export", f"run={tmp_path}", "formats=[onnx]"]) == 0
     session = onnxruntime.InferenceSession(tmp_path / "export" / "model.onnx")
     for number in (1, 3):
-        images = torch.randn(number, 3, 32, 32)
+        images = torch.randn(number, 3, size, size)
         (found,) = session.run(["features"], {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), pooled_features(backbone, images), atol=1e-5, rtol=1e-4)
     facts = session.get_modelmeta().custom_metadata_map

@@ -1,12 +1,14 @@
 """If these fail, what is made again in the backward pass is not what was made, or is kept all the same."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from heatssl.ops import attention, recomputation, recompute
@@ -169,3 +171,39 @@ def test_transforms_and_graphs_get_plain_operations() -> None:
     torch.testing.assert_close(found, expected)
     compiled = torch.compile(mixed, fullgraph=True, backend="aot_eager")
     check_equal(compiled, plainly, inputs(torch.float32))
+
+
+def test_second_derivatives_behind_autocast() -> None:
+    """What is run again outside of it must be what ran inside."""
+    tensors = inputs(torch.float32)
+
+    def penalty(compute: Loss) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = compute(*tensors)
+        gradients = torch.autograd.grad(output.float().square().sum(), tensors, create_graph=True)
+        return sum(gradient.square().sum() for gradient in gradients)
+
+    found, expected = (torch.autograd.grad(penalty(compute), tensors) for compute in (mixed, plainly))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
+def test_threads_that_go_through_one_graph() -> None:
+    tensors = inputs()
+    output = mixed(*tensors).sum()
+    expected = torch.autograd.grad(output, tensors, retain_graph=True)
+
+    def go_through(_: int) -> bool:
+        found = [torch.autograd.grad(output, tensors, retain_graph=True) for _ in range(20)]
+        return all(torch.equal(a, b) for each in found for a, b in zip(each, expected, strict=True))
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(go_through, range(6)))
+
+
+def test_forward_mode_gets_plain_operations() -> None:
+    tensors = [tensor.detach() for tensor in inputs()]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(tensor, torch.ones_like(tensor)) for tensor in tensors]
+        found, expected = (forward_ad.unpack_dual(compute(*duals)).tangent for compute in (mixed, plainly))
+    torch.testing.assert_close(found, expected)

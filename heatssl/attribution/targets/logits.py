@@ -83,7 +83,10 @@ def labels_of(model: nn.Module, images: Tensor, label: int | Tensor, probe: Line
     Raises:
         UserError: when there is no classifier, or it has no such class.
     """
-    labels = torch.as_tensor(label, device=images.device).long().expand(len(images))
+    labels = torch.as_tensor(label, device=images.device).long()
+    if labels.shape not in ((), (len(images),)):
+        raise UserError(f"a target is one class or {len(images)}, one for each image, not {tuple(labels.shape)}")
+    labels = labels.expand(len(images))
     classes = class_count(model, images, probe)
     if labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"there are {classes} classes: choose a target from 0 to {classes - 1}, not {labels.tolist()}")

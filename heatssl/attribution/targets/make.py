@@ -38,7 +38,8 @@ def make_target(model: nn.Module, images: Tensor, target: TargetLike, probe: Lin
             with torch.no_grad():
                 return Similarity(model, embed(model, images))
         return by_name(target)(model, images, probe)
-    if isinstance(target, int) or not target.is_floating_point():
+    target = torch.as_tensor(target)
+    if not target.is_floating_point():
         return ClassLogit(model, labels_of(model, images, target, probe), probe)
     return Similarity(model, _references(model, images, target))
 
