@@ -56,13 +56,19 @@ def at_the_end(axis: Axes, data: str) -> None:
 
 
 def by_objective(data: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs of Benchmark A on val: at the recipe's rate on Imagenette, with plain pixels where MAE paints scenes."""
+    """Runs of Benchmark A on val: at the recipe's rate on Imagenette, with plain pixels where MAE paints scenes.
+
+    Of Imagenette those of each objective's last commit.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows(data, minutes=10):
         if row["split"] != "val" or "images_per_second" in row or row.get("encoder") != "vit":
             continue
         if RATE in row["settings"] if data == "imagenette" else name_of(row) != "mae" or PLAIN in row["settings"]:
-            groups.setdefault(name_of(row), []).append(row)
+            group = groups.setdefault(name_of(row), [])
+            if data == "imagenette" and group and group[-1]["commit"] != row["commit"]:
+                group.clear()  # of an objective that has changed since then
+            group.append(row)
     return groups
 
 
