@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="heatssl",
         usage="heatssl COMMAND [key=value ...]",
-        description="Self-supervised vision pretraining whose feature maps obey the heat equation.",
+        description="Self-supervised vision pretraining in which heat, in the place of a large decoder, fills in what the encoder does not see.",
         epilog=overview(),
         formatter_class=plain,
     )
