@@ -1,4 +1,4 @@
-"""heatssl: self-supervised vision pretraining in which heat, in the place of a large decoder, fills in what the encoder does not see.
+"""heatssl: self-supervised vision pretraining with heat in the place of a large decoder.
 
 Light on purpose: importing the package imports no torch, so that ``heatssl --help`` answers at once. Its models join
 those of ``timm.create_model`` when timm is imported, whether that was before or comes after.

@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="heatssl",
         usage="heatssl COMMAND [key=value ...]",
-        description="Self-supervised vision pretraining in which heat, in the place of a large decoder, fills in what the encoder does not see.",
+        description="Self-supervised vision pretraining with heat in the place of a large decoder.",
         epilog=overview(),
         formatter_class=plain,
     )
