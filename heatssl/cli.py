@@ -106,7 +106,9 @@ def guarded(work: Callable[[], None], once_more: str = "begins again") -> int:
 
 def _reader_is_gone() -> bool:
     """Whether nobody reads what is printed any more, as in ``heatssl ... | head -1``; nothing is printed then."""
-    output = sys.__stdout__.fileno() if sys.__stdout__ else -1
+    if sys.__stdout__ is None:
+        return False
+    output = sys.__stdout__.fileno()
     asked = select.poll()
     asked.register(output, 0)  # an error is told of without being asked for
     if not any(found & select.POLLERR for _, found in asked.poll(0)):

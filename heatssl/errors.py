@@ -1,7 +1,7 @@
 """The one exception that users are meant to see, and the hint it gives for a mistyped name."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -25,7 +25,7 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.3) -> str:
     return f": did you mean {nearest[0]!r}?" if nearest else ""
 
 
-def check_choice(what: str, value: str, choices: Sequence[str], error: type[Exception] = ValueError) -> None:
+def check_choice(what: str, value: str, choices: Collection[str], error: type[Exception] = ValueError) -> None:
     """Refuse what is none of the choices.
 
     Raises:

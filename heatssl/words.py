@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_origin
 
 from heatssl.config import SCHEMAS, PretrainConfig, setting_types
+from heatssl.config_folder import groups
 from heatssl.errors import UserError
 
 LISTS = {"evaluate": "sources", "attribute": "images"}  # what plain words are, by command
@@ -47,9 +48,10 @@ def settings(command: str, words: Iterable[str]) -> list[str]:
 
 def _is_path(command: str, word: str) -> bool:
     """Whether a word that looks like a setting names a file, and no setting of a command that takes files."""
-    key = word.partition("=")[0]
-    known = {*setting_types(SCHEMAS.get(command, PretrainConfig)), *SAME.get(command, {}), "data"}
-    return command in LISTS and key not in known and Path(word).exists()
+    if command not in LISTS or not Path(word).exists():
+        return False
+    known = {*setting_types(SCHEMAS[command]), *SAME.get(command, {}), *groups(command)}
+    return word.partition("=")[0] not in known
 
 
 def _option(command: str, word: str, rest: list[str]) -> str:

@@ -38,7 +38,7 @@ def on_the_way(axis: Axes) -> None:
         axis.plot([each / 60 for each in seconds], [100 * each for each in accuracy], ".-", color=COLOURS[objective])
         ends[objective] = (seconds[-1] / 60, 100 * accuracy[-1])
     name_apart(axis, ends)
-    axis.set(title="Imagenette, on the way, held-out", xlabel="minutes of one core", ylabel="kNN, %")
+    axis.set(title="Imagenette, on the way", xlabel="minutes of one core", ylabel="kNN, %")
 
 
 def at_the_end(axis: Axes, data: str) -> None:

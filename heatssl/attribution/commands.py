@@ -119,6 +119,8 @@ def _explain_all(
     wish: Wish, pictures: Pictures, source: Source, config: AttributeConfig, of_source: Options, *, kept: bool = False
 ) -> list[Map]:
     """Write the maps of every method; ``kept``: of one of the steps that a run has kept, which file names then say."""
+    listed = read_list(source.output / "attribution" / "attribution.json")
+    taken = {entry["file"]: entry["image"] for entry in [*listed.get("maps", []), *listed.get("checkpoints", [])]}
     known: dict[str, Tensor] = {}
     written: dict[str, list[Map]] = {}
     for method in progress_bar(bases_first(config.methods), name="heatmaps", unit="method"):
@@ -132,7 +134,7 @@ def _explain_all(
             **with_source(method, options, known),
         )
         known[method] = found.maps
-        written[method] = _write_maps(method, options, found, wish, pictures, source, config, kept)
+        written[method] = _write_maps(method, options, found, wish, pictures, source, config, kept, taken)
     return [entry for method in config.methods for entry in written[method]]
 
 
@@ -145,19 +147,19 @@ def _write_maps(
     source: Source,
     config: AttributeConfig,
     kept: bool,
+    taken: dict[str, str],
 ) -> list[Map]:
+    """One overlay and one array for each image; files that are ``taken`` by another image stay."""
     mark, step = ("", f"_step{source.info.step}") if kept else (source.mark, "")
     changed = options_text(method, options)
     kind = "_".join([method.replace(":", "_"), wish.kind, *re.findall(r"[\w.-]+", changed)])
-    listed = read_list(source.output / "attribution" / "attribution.json")
-    taken = {entry["file"]: entry["image"] for entry in [*listed.get("maps", []), *listed.get("checkpoints", [])]}
     errors = [None] * len(found.maps) if found.completeness_error is None else found.completeness_error.tolist()
     shown = pixels(pictures.images, source.data)
     entries = []
     for index, (image, raw) in enumerate(zip(shown, found.maps.float().cpu().numpy(), strict=True)):
         name = pictures.names[index]
         file = f"attribution/{mark}{index:03d}_{kind}{step}.png"
-        if taken.get(file, name) != name:  # another image's, which stays
+        if taken.get(file, name) != name:
             file = f"attribution/{mark}{hashlib.sha256(name.encode()).hexdigest()[:8]}_{kind}{step}.png"
         picture = picture_of(raw, image if config.over_image else None, size=config.size)
         _write_picture(source.output / file, picture)

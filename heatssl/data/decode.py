@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,7 @@ def decode(data: bytes) -> Image.Image:
         ValueError: on a pixel that is no number.
         Exception: whatever the decoder raises on a damaged file.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Corrupt EXIF data")  # of which the pixels know nothing
+    with _silent_about_notes():
         image: Image.Image = _open(data)
         image.load()
         is_tiff = image.format == "TIFF"
@@ -39,10 +40,19 @@ def decode(data: bytes) -> Image.Image:
 
 def shown_size(data: bytes) -> tuple[int, int]:
     """Width and height that :func:`decode` would give, without decoding, where the format tells."""
-    image = _open(data)
+    with _silent_about_notes():
+        image = _open(data)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
     width, height = image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
     return (height, width) if turned else (width, height)
+
+
+@contextmanager
+def _silent_about_notes() -> Iterator[None]:
+    """Without Pillow's warning of damaged EXIF data, of which the pixels know nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Corrupt EXIF data")
+        yield
 
 
 def _open(data: bytes) -> Image.Image:

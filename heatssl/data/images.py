@@ -36,6 +36,6 @@ class Images(ImageFiles):
 
 
 def val_positions(images: int) -> list[int]:
-    """Which of so many images, in the order of their paths, are val: a hundredth, but at least 8 and at most half."""
+    """Which of so many images, in the order of their paths, are val: a hundredth, 8 to 1,000, and at most half."""
     count = min(max(images // 100, LEAST), images // 2, MOST)
     return [int(i) for i in np.linspace(0, images - 1, count).round()]

@@ -27,8 +27,8 @@ def check_probe(config: ProbeConfig) -> None:
         UserError: on an unknown choice, settings that do not go together or are outside their range.
     """
     plain = config.head == "linear" and config.solver == "logistic_regression"
-    check_choice("protocol", config.protocol, list(PROTOCOLS), UserError)
-    check_choice("head", config.head, list(METHODS), UserError)
+    check_choice("protocol", config.protocol, PROTOCOLS, UserError)
+    check_choice("head", config.head, METHODS, UserError)
     if config.depth < 1 or (config.depth > 1 and config.head != "block"):
         raise UserError(f"depth={config.depth}: head=block has one block or more, and no other head has any")
     if is_few(config) and (not plain or config.protocol != "features"):

@@ -40,7 +40,7 @@ def run_segment(config: SegmentConfig) -> list[Result]:
     Raises:
         UserError: on input that cannot work.
     """
-    check_choice("method", config.method, list(METRICS), UserError)
+    check_choice("method", config.method, METRICS, UserError)
     refuse_unused(config, UNUSED[config.method], f"method={config.method}")
     source = begin(config)
     return finish(source, measure_segment(source, config))

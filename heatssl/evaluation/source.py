@@ -18,7 +18,7 @@ from heatssl.backbones import arguments_as_trained, create_backbone, set_input_s
 from heatssl.config import DataConfig, EvaluationConfig, FinetuneConfig, SegmentConfig
 from heatssl.config_file import load_config
 from heatssl.data import ImageData, MaskedData, Split, digest, open_masked, open_split
-from heatssl.errors import UserError
+from heatssl.errors import UserError, check_choice
 from heatssl.evaluation import processes
 from heatssl.evaluation.checkpoint import Checkpoint, Stateful
 from heatssl.evaluation.checks import check_classes
@@ -261,8 +261,7 @@ def choose_device(accelerator: str) -> torch.device:
         accelerator = next(name for name in ("cuda", "mps", "cpu") if present[name])
     if accelerator == "gpu":
         accelerator = "mps" if present["mps"] else "cuda"
-    if accelerator not in present:
-        raise UserError(f"unknown accelerator {accelerator!r}: use auto, cpu, gpu, cuda or mps")
+    check_choice("accelerator", accelerator, ("auto", "gpu", *present), UserError)
     if not present[accelerator]:
         raise UserError(
             f"accelerator={accelerator}, but torch finds none: use accelerator=cpu, or install torch for it"

@@ -136,7 +136,7 @@ def run_suite(config: EvaluateConfig, after_table: Callable[[Path], object] | No
 
 
 def _check_settings(config: EvaluateConfig) -> None:
-    check_choice("suite", config.suite, list(SUITES), UserError)
+    check_choice("suite", config.suite, SUITES, UserError)
     if not config.sources:
         raise UserError("evaluate what? heatssl evaluate RUN [RUN ...], or timm:NAME data=folder data.root=PATH")
     if not config.seeds:

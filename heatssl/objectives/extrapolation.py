@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from heatssl.backbones import encode_visible, feature_map
-from heatssl.objectives.targets import rows
+from heatssl.objectives.targets import from_rows, rows
 
 
 class Extrapolation(NamedTuple):
@@ -40,5 +40,5 @@ def fill_from_corner(
     filled = fill(values, visible).scatter(1, visible[..., None].expand_as(values), values)
     seen = to_field(rows(feature_map(backbone, images)))
     mask = torch.zeros_like(filled[..., 0], dtype=torch.bool).scatter(1, visible, True)
-    filled, seen = (field.transpose(1, 2).unflatten(2, grid) for field in (filled, seen))
+    filled, seen = (from_rows(field, grid) for field in (filled, seen))
     return Extrapolation(filled, seen, mask.unflatten(1, grid))

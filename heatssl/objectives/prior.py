@@ -23,6 +23,7 @@ from heatssl.backbones import as_field, patches_shown
 from heatssl.errors import UserError, did_you_mean
 from heatssl.objectives.limits import check_limits
 from heatssl.objectives.objective import Objective, Outputs
+from heatssl.objectives.targets import from_rows
 from heatssl.ops import full_precision
 
 
@@ -207,7 +208,7 @@ def fill_in(tokens: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
     everywhere = torch.arange(grid[0] * grid[1], device=tokens.device).expand(len(tokens), -1)
     with full_precision(tokens):
         weights = heat.harmonic_weights(visible, everywhere, grid, torch.ones(1, device=tokens.device))[:, 0]
-        return (weights @ tokens.float()).transpose(1, 2).unflatten(2, grid)
+        return from_rows(weights @ tokens.float(), grid)
 
 
 def _layer(backbone: Any, layer: int | str) -> dict[str, Any]:

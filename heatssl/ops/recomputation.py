@@ -65,11 +65,12 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         needed, number, kept, saved = ctx.needs_input_grad[3:], ctx.number, ctx.kept, ctx.saved_tensors
         tensors = saved[: len(needed)]
+        as_before = _as_in_the_forward_pass(tensors[0].device.type, ctx.autocast)
         if torch.is_grad_enabled():  # somebody differentiates the gradient
-            with _as_in_the_forward_pass(tensors[0].device.type, ctx.autocast):
+            with as_before:
                 output = ctx.use(*ctx.make(*tensors[:number]), *tensors[number:])
             return (None, None, None, *_gradients([output], tensors, [upstream], needed, create_graph=True))
-        with torch.enable_grad():
+        with torch.enable_grad(), as_before:
             inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needed, strict=True)]
             made = ctx.make(*inputs[:number])
         with ctx.lock:  # several threads may go through one graph

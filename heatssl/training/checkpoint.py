@@ -117,7 +117,10 @@ def backbone_info(config: PretrainConfig, step: int) -> BackboneInfo:
 
 
 def known_images(data: ImageData) -> str:
-    """How many images there are, and a hash of their labels: another text when some were added or taken out."""
+    """How many images there are, and a hash of their labels: another text when some were added or taken out.
+
+    :func:`heatssl.data.digest` would ask for the state of every file.
+    """
     labels = np.asarray(data.labels, dtype=np.int64)
     return f"{len(labels)} images ({hashlib.sha256(labels.tobytes()).hexdigest()[:8]})"
 

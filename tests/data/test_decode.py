@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heatssl.data.decode import decode
+from heatssl.data.decode import decode, shown_size
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -150,5 +150,5 @@ def test_a_broken_exif_does_not_cost_the_image() -> None:
 def test_a_damaged_note_on_how_it_was_taken_is_passed_over_in_silence(recwarn: pytest.WarningsRecorder) -> None:
     """The pixels are whole; Pillow's warning would be printed for every image, twice."""
     data = encoded(Image.new("RGB", (8, 6), "red"), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00\x12\x01")
-    assert decode(data).size == (8, 6)
+    assert decode(data).size == shown_size(data) == (8, 6)
     assert not recwarn.list

@@ -207,3 +207,22 @@ def test_forward_mode_gets_plain_operations() -> None:
         duals = [forward_ad.make_dual(tensor, torch.ones_like(tensor)) for tensor in tensors]
         found, expected = (forward_ad.unpack_dual(compute(*duals)).tangent for compute in (mixed, plainly))
     torch.testing.assert_close(found, expected)
+
+
+def test_what_is_made_again_is_made_in_the_type_that_autocast_asked_for() -> None:
+    """The backward pass runs outside of it."""
+    weight, *tensors = (tensor.detach().requires_grad_() for tensor in (torch.randn(4, 4), *inputs(torch.float32)))
+    z, _, value = tensors
+
+    def make(z: Tensor, weight: Tensor) -> list[Tensor]:
+        return [z @ weight, z @ weight.mT]
+
+    def gradients(compute: Loss) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = compute(z, weight, value)
+        return torch.autograd.grad(output.float().sum(), (z, weight, value))
+
+    found = gradients(lambda z, weight, value: recompute(make, written_out, (z, weight), (value,)))
+    expected = gradients(lambda z, weight, value: written_out(*make(z, weight), value))
+    for ours, theirs in zip(found, expected, strict=True):  # autocast casts z once or twice: a digit of bfloat16
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7 * theirs.abs().max().item())
