@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heatssl.attribution import attribute, method_names, methods, overlay
+from heatssl.attribution import attribute, explain, method_names, methods, overlay
 from heatssl.backbones import pooled_features
 from heatssl.errors import UserError
 from heatssl.evaluation import LinearProbe
@@ -70,6 +70,7 @@ def test_labels_per_image_equal_one_call_per_label(small_vit: Create, images: Te
 def test_a_compiled_model_is_the_model(small_vit: Create, images: Tensor, method: str) -> None:
     model = small_vit()
     assert torch.equal(attribute(torch.compile(model), images, method), attribute(model, images, method))
+    assert torch.equal(explain(torch.compile(model), images, method).maps, explain(model, images, method).maps)
 
 
 def test_the_probe_is_a_classifier_of_the_pooled_embedding(small_vit: Create, images: Tensor) -> None:
