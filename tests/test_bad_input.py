@@ -183,6 +183,7 @@ def test_random_weights_beside_a_backbone_that_began_with_others(images: Path, t
     assert torch.allclose(trained.patch_embed.proj.weight, began["patch_embed.proj.weight"])
     assert not torch.allclose(twin.patch_embed.proj.weight, began["patch_embed.proj.weight"])
     assert "checkpoint_path" not in info.arguments
+    assert "checkpoint_path" not in (run / "backbone.json").read_text()
 
 
 def test_a_run_without_its_metrics_is_still_finished(images: Path, tmp_path: Path) -> None:
