@@ -78,7 +78,7 @@ def test_normalise_and_back(images: Tensor) -> None:
 
 
 def test_strong_changes_of_colour_leave_something_to_see() -> None:
-    """Contrast about black is a second brightness: at SimCLR's strength a fifth of the scenes became one colour."""
+    """Contrast about black is a second brightness: at SimCLR's strength a sixth of the scenes became one colour."""
     scenes = Shapes("train", 32, 200)
     images = torch.stack([to_tensor(scenes.load(i)) for i in range(200)])
     torch.manual_seed(0)
